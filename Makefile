@@ -1,0 +1,43 @@
+# Every target sets up its own environment first: nothing but Python >= 3.11 and make is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test test-long lint ci blocks lock clean
+.DEFAULT_GOAL := test
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=python3.12, say") if sys.version_info < (3, 11) else None'
+	@echo "Setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes --requirement requirements/dev.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)  ## eight runs from a W&B queue through Vertex AI and back, on local servers
+	@$(BIN)/vertex-launch demo $(DEMO_ARGS)
+
+test: $(STAMP)  ## the test suite
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(STAMP)  ## the tests that take minutes
+	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## format, lint, types and import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+blocks: $(STAMP)  ## register the block types with the Prefect server in use
+	@$(BIN)/prefect block register --file blocks/wandb_credentials.py
+	@$(BIN)/prefect block register --file blocks/vertex_queue.py
+
+lock: $(STAMP)  ## pin again what pyproject.toml asks for
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --universal --no-strip-extras --python-version 3.11 --extra sandbox --generate-hashes --no-emit-index-url --quiet --output-file requirements/runtime.txt
+	@$(BIN)/uv pip compile pyproject.toml --universal --no-strip-extras --python-version 3.11 --extra sandbox --group dev --generate-hashes --no-emit-index-url --quiet --output-file requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What Prefect runs: thin flows and tasks around the core, and the command line."""

@@ -1,0 +1,157 @@
+"""The command line, `vertex-launch`.
+
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 something that is needed is not ready. Heavy imports
+happen inside of the commands that need them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from flows.cli_error import FAILED, INTERRUPTED, OK, USAGE, CommandError, as_command_error
+
+app = typer.Typer(
+    help="Run W&B Launch queues on Vertex AI with Prefect.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+sandbox_app = typer.Typer(
+    help="W&B's backend and Vertex AI as local servers, without any account.", no_args_is_help=True
+)
+app.add_typer(sandbox_app, name="sandbox")
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything up until Ctrl-C.")] = False,
+) -> None:
+    """Eight runs from a W&B queue through Vertex AI and back, on local servers."""
+    from flows.demo import run_demo
+
+    raise typer.Exit(_run(run_demo(keep=keep)))
+
+
+@sandbox_app.command("up")
+def sandbox_up(
+    wandb_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of W&B's backend; 0 picks one.")
+    ] = 0,
+    vertex_rest_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of Vertex AI over REST; 0 picks one.")
+    ] = 0,
+    vertex_grpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of Vertex AI over gRPC; 0 picks one.")
+    ] = 0,
+    state: Annotated[Path | None, typer.Option(help="File that keeps the state over a restart.")] = None,
+    entity: Annotated[str, typer.Option(help="The W&B entity there is.")] = "sandbox",
+    api_key: Annotated[str | None, typer.Option(help="The API key that W&B's backend accepts.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="NAME=COMMAND: the local program of a container image.")
+    ] = None,
+) -> None:
+    """Start both servers; prints one JSON line with their URLs when they are ready."""
+    images = dict(_image(mapping) for mapping in image or [])
+    from vertex_launch.sandbox.server import serve
+
+    _run(
+        serve(
+            wandb_port=wandb_port,
+            vertex_rest_port=vertex_rest_port,
+            vertex_grpc_port=vertex_grpc_port,
+            state=state,
+            entity=entity,
+            api_key=api_key,
+            images=images,
+        )
+    )
+
+
+@app.command()
+def agent(
+    queue: Annotated[str, typer.Option(help="Name of the VertexLaunchQueue block.")],
+    drain: Annotated[
+        bool, typer.Option("--drain", help="End when the queue is empty and all launches have ended.")
+    ] = False,
+    max_runtime_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="End after this time; live launches go to the next agent. No end if unset."),
+    ] = None,
+) -> None:
+    """Launch the runs of a queue, here and now."""
+    state = _run(_serve_queue(queue, drain=drain, max_runtime_minutes=max_runtime_minutes))
+    typer.echo(f"{state.name}: {state.message}")
+    raise typer.Exit(OK if state.is_completed() else FAILED)
+
+
+@app.command()
+def status(
+    queue: Annotated[str | None, typer.Option(help="Only this VertexLaunchQueue block.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many ended launches to show per queue.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What is queued and under way: state, why, age, job and links."""
+    from flows.status_table import show_status
+
+    complete = _run(show_status(queue, ended_limit=limit, as_json=as_json))
+    raise typer.Exit(OK if complete else FAILED)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+async def _serve_queue(queue: str, *, drain: bool, max_runtime_minutes: float | None) -> Any:
+    from flows.agent import agent as agent_flow
+    from flows.status import open_prefect, require_block
+
+    async with open_prefect() as client:
+        await require_block(client, queue)
+    state = await agent_flow(  # pyright: ignore[reportGeneralTypeIssues] - Prefect types an async flow as its result
+        queue=queue, drain=drain, max_runtime_minutes=max_runtime_minutes, return_state=True
+    )
+    if state.is_failed() or state.is_crashed():
+        # A wrong key or a missing queue ends the agent: its own words, not the state's traceback.
+        await state.aresult(raise_on_failure=True)
+    return state
+
+
+def _image(mapping: str) -> tuple[str, list[str]]:
+    name, _, command = mapping.partition("=")
+    if not (name and command.strip()):
+        _fail(
+            CommandError(
+                f"{mapping!r} is not NAME=COMMAND", "write --image 'my/image=python train.py'", code=USAGE
+            )
+        )
+    return name, shlex.split(command)
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a command's coroutine; what can be expected to go wrong becomes two lines, not a trace."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        expected = as_command_error(error)
+        if expected is None:
+            raise
+        _fail(expected)
+
+
+def _fail(error: CommandError) -> NoReturn:
+    sys.stderr.write(f"{error}\n")
+    raise typer.Exit(error.code)
+
+
+if __name__ == "__main__":
+    main()

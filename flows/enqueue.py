@@ -1,0 +1,153 @@
+"""Put a run on a W&B Launch queue: the launch form of the Prefect UI."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import acreate_link_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed
+from pydantic import BaseModel, Field, model_validator
+
+from blocks.vertex_queue import VertexLaunchQueue
+from flows.outcome import run_url
+from flows.push import push
+from vertex_launch.clock import SystemClock
+from vertex_launch.lifecycle import ItemState
+from vertex_launch.wandb_queue import RunPath, WandbQueue
+
+FINAL_RUN_STATES = frozenset({"finished", "failed", "crashed", "killed", "preempted"})
+
+
+class Priority(StrEnum):
+    """The order in which a queue with priorities hands out its items."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+# The numbers W&B's own command line sends (wandb/cli: critical 0 … low 3).
+_PRIORITY_NUMBER = {Priority.CRITICAL: 0, Priority.HIGH: 1, Priority.MEDIUM: 2, Priority.LOW: 3}
+
+
+class LaunchForm(BaseModel):
+    """What to run, and with what."""
+
+    project: str = Field(
+        title="W&B project", description="The project that the run belongs to.", min_length=1
+    )
+    image: str | None = Field(
+        default=None, title="Image", description="Container image to run. Give either an image or a job."
+    )
+    job: str | None = Field(
+        default=None, title="Job", description="W&B job to run, as entity/project/name:alias."
+    )
+    name: str | None = Field(default=None, title="Run name", description="The run's display name.")
+    entry_point: list[str] = Field(
+        default=[], title="Entry point", description="Replaces the container's command."
+    )
+    args: list[str] = Field(default=[], title="Arguments", description="Arguments of the entry point.")
+    run_config: dict[str, Any] = Field(
+        default={}, title="Run config", description="Becomes wandb.config in the run."
+    )
+    resource_args: dict[str, Any] = Field(
+        default={},
+        title="Resource overrides",
+        description="`spec` and `run` of this run alone, instead of the queue's.",
+    )
+    template_variables: dict[str, Any] = Field(
+        default={}, title="Template variables", description="Values for the queue's template variables."
+    )
+    priority: Priority | None = Field(
+        default=None, title="Priority", description="Only for queues that have priorities."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LaunchForm:
+        if (self.image is None) == (self.job is None):
+            raise ValueError("give either an image or a job, and not both")
+        return self
+
+    def as_arguments(self, *, entity: str, queue: str) -> dict[str, Any]:
+        """Return the arguments for wandb's `launch_add`."""
+        overrides = {
+            key: value
+            for key, value in (
+                ("args", self.args), ("entry_point", self.entry_point), ("run_config", self.run_config)
+            )
+            if value
+        }  # fmt: skip
+        return {
+            "entity": entity,
+            "project": self.project,
+            "queue_name": queue,
+            "docker_image": self.image,
+            "job": self.job,
+            "name": self.name,
+            "config": {"overrides": overrides} if overrides else None,
+            "resource": "gcp-vertex" if self.resource_args else None,
+            "resource_args": {"gcp-vertex": self.resource_args} if self.resource_args else None,
+            "template_variables": self.template_variables or None,
+            "priority": None if self.priority is None else _PRIORITY_NUMBER[self.priority],
+        }
+
+
+@task(name="push", cache_policy=NO_CACHE, persist_result=False)
+async def push_run(queue: str, form: dict[str, Any]) -> str:
+    """Push the run through wandb's public API; return the run queue item's id."""
+    block = await VertexLaunchQueue.aload(queue)
+    arguments = LaunchForm.model_validate(form).as_arguments(entity=block.entity, queue=block.queue)
+    endpoint = block.wandb_credentials.endpoint()
+    return await push(arguments, base_url=endpoint.base_url, api_key=endpoint.api_key)
+
+
+@task(name="wait for the run", cache_policy=NO_CACHE, persist_result=False)
+async def wait_for_run(queue: str, project: str, item_id: str) -> str:
+    """Wait until the item has failed or its run has ended; return the run's last state."""
+    block = await VertexLaunchQueue.aload(queue)
+    clock = SystemClock()
+    async with block.open_wandb_queue() as wandb:
+        while True:
+            state = await _state_of(wandb, block.entity, project, item_id)
+            if state in FINAL_RUN_STATES:
+                return state
+            await clock.sleep(block.poll_seconds)
+
+
+async def _state_of(wandb: WandbQueue, entity: str, project: str, item_id: str) -> str | None:
+    item = await wandb.read_item(item_id)
+    if item.state is ItemState.FAILED:
+        return "failed"
+    if item.run_id is None:
+        return None
+    return await wandb.read_run_state(entity, project, item.run_id)
+
+
+@flow(name="enqueue", flow_run_name="enqueue on {queue}", persist_result=False, log_prints=False)
+async def enqueue(queue: str, launch: LaunchForm, wait: bool = False) -> State[Any]:
+    """Put a run on a W&B Launch queue.
+
+    Args:
+        queue: Name of the VertexLaunchQueue block.
+        launch: What to run.
+        wait: Stay until the run has ended, and end as it did.
+    """
+    item_id = await push_run(queue, launch.model_dump(mode="json"))
+    get_run_logger().info("Queued as item %s", item_id)
+    if not wait:
+        return Completed(message=f"Queued as item {item_id}.")
+    state = await wait_for_run(queue, launch.project, item_id)
+    block = await VertexLaunchQueue.aload(queue)
+    async with block.open_wandb_queue() as wandb:
+        item = await wandb.read_item(item_id)
+    if item.run_id is not None:
+        run = RunPath(entity=block.entity, project=launch.project, run_id=item.run_id)
+        await acreate_link_artifact(
+            link=run_url(block.wandb_credentials.base_url, run), link_text=f"W&B run {item.run_id}"
+        )
+    message = f"Item {item_id}: its run is {state}."
+    return Completed(message=message) if state == "finished" else Failed(message=message)

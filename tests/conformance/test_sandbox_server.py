@@ -1,0 +1,281 @@
+"""The sandbox as a whole: its start and end, its command, its images, and its service account key."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from google.oauth2 import service_account
+from served_vertex import processes_below
+
+from vertex_launch.lifecycle import JobRecord
+from vertex_launch.sandbox.images import IMAGES
+from vertex_launch.sandbox.server import Sandbox
+from vertex_launch.sandbox.service_account import service_account_info
+from vertex_launch.vertex_jobs import VertexJobs
+from vertex_launch.vertex_sdk import CustomJob, JobState
+
+HOLD = ("-c", "import time; print('holding', flush=True); time.sleep(100)")
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
+    """Wait until a condition, which may be asynchronous, holds, and return what it found."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if found := await found if inspect.isawaitable(found) else found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+def jobs_at(grpc_url: str) -> VertexJobs:
+    return VertexJobs(project="p", location="us-central1", endpoint=grpc_url)
+
+
+def custom_job(image: str, *args: str, env: dict[str, str] | None = None) -> CustomJob:
+    pool = {
+        "machine_spec": {"machine_type": "n1-standard-4"},
+        "replica_count": 1,
+        "container_spec": {
+            "image_uri": image,
+            "args": args,
+            "env": [{"name": name, "value": value} for name, value in (env or {}).items()],
+        },
+    }
+    return CustomJob(display_name="job", job_spec={"worker_pool_specs": [pool]})
+
+
+# --- in the process
+
+
+async def test_both_vertex_addresses_share_one_store(sandbox: Sandbox):
+    jobs = jobs_at(sandbox.vertex_grpc_url)
+    created = await jobs.create(custom_job("python", "-c", "pass"))
+    async with httpx.AsyncClient() as http:
+        read = (await http.get(f"{sandbox.vertex_rest_url}/v1/{created.name}")).json()
+        assert read["name"] == created.name
+        answer = await http.post(f"{sandbox.wandb_url}/graphql", json={"query": "{ viewer { id } }"})
+        assert answer.status_code == 401
+    await jobs.aclose()
+
+
+async def test_it_starts_and_stops_often_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    open_files: list[int] = []
+    for _ in range(5):
+        async with Sandbox(queued_seconds=0, pending_seconds=0) as sandbox:
+            jobs = jobs_at(sandbox.vertex_grpc_url)
+            held = await jobs.create(custom_job("python", *HOLD))
+            await until(partial(sandbox.vertex.log, held.name))
+            await jobs.aclose()
+        assert _entries(tmp_path) == []
+        open_files.append(len(_entries(Path("/proc/self/fd"))))
+    assert open_files[-1] <= open_files[1]
+    assert not processes_below(tmp_path)
+
+
+def _entries(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
+@pytest.mark.parametrize("name", ["wandb_port", "vertex_rest_port", "vertex_grpc_port"])
+async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_behind(
+    sandbox: Sandbox, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    urls = {
+        "wandb_port": sandbox.wandb_url,
+        "vertex_rest_port": sandbox.vertex_rest_url,
+        "vertex_grpc_port": sandbox.vertex_grpc_url,
+    }
+    port = int(urls[name].rpartition(":")[2])
+    with pytest.raises(OSError, match=f"127.0.0.1:{port} cannot be listened on"):
+        async with Sandbox(**{name: port}):
+            pass
+    assert _entries(tmp_path) == []
+
+
+# --- the images
+
+
+async def test_images_are_what_they_say(sandbox: Sandbox):
+    def environment(run_id: str, **config: Any) -> dict[str, str]:
+        return {
+            "WANDB_BASE_URL": sandbox.wandb_url,
+            "WANDB_API_KEY": sandbox.api_key,
+            "WANDB_ENTITY": sandbox.entity,
+            "WANDB_PROJECT": "runs",
+            "WANDB_RUN_ID": run_id,
+            "WANDB_LAUNCH": "True",
+            "WANDB_CONFIG": json.dumps(config),
+        }
+
+    jobs = jobs_at(sandbox.vertex_grpc_url)
+    train = ("sandbox/train", "--learning-rate", "0.5")
+    started = [
+        await jobs.create(custom_job(*train, env=environment("train", epochs=2))),
+        await jobs.create(custom_job("sandbox/fail", env=environment("fail"))),
+        await jobs.create(custom_job("sandbox/no-wandb")),
+        await jobs.create(custom_job("sandbox/hold", env=environment("hold"))),
+    ]
+    trained, failed, plain = [await _end_of(jobs, job) for job in started[:3]]
+    await until(lambda: sandbox.wandb.run("runs", "hold"))
+    await jobs.cancel(started[3].name)
+    held = await _end_of(jobs, started[3])
+    await jobs.aclose()
+
+    assert [job.state for job in (trained, failed, plain, held)] == [
+        JobState.JOB_STATE_SUCCEEDED,
+        JobState.JOB_STATE_FAILED,
+        JobState.JOB_STATE_SUCCEEDED,
+        JobState.JOB_STATE_CANCELLED,
+    ], sandbox.vertex.log(trained.name)
+    assert "workerpool0-0 exited with a non-zero status of 1." in failed.error_message
+    assert sandbox.vertex.log(plain.name) == "hello from a job without wandb\n"
+    run = sandbox.wandb.run("runs", "train")
+    assert run is not None
+    assert run.state == "finished"
+    assert {"epochs": 2, "learning_rate": 0.5, "final_loss": 0.25}.items() <= run.summary.items()
+    failed_run = sandbox.wandb.run("runs", "fail")
+    assert failed_run is not None
+    assert failed_run.state == "failed"
+
+
+async def _end_of(jobs: VertexJobs, job: JobRecord) -> JobRecord:
+    async def ended() -> JobRecord | None:
+        read = await jobs.get(job.name)
+        return read if read.is_terminal else None
+
+    return await until(ended)
+
+
+def test_every_image_has_its_program():
+    for command in IMAGES.values():
+        assert all(Path(word).is_file() for word in command)
+
+
+async def test_an_image_can_be_added(tmp_path: Path):
+    images = {"mine/echo": ("echo", "mine")}
+    async with Sandbox(images=images, workdir=tmp_path, queued_seconds=0, pending_seconds=0) as sandbox:
+        jobs = jobs_at(sandbox.vertex_grpc_url)
+        ended = await _end_of(jobs, await jobs.create(custom_job("mine/echo:v1", "yours")))
+        await jobs.aclose()
+        assert sandbox.vertex.log(ended.name) == "mine yours\n"
+
+
+# --- the command
+
+
+@dataclass
+class Command:
+    """`vertex-launch sandbox up` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    ready: dict[str, Any]
+
+    @classmethod
+    def start(cls, *options: str) -> Command:
+        program = Path(sys.executable).with_name("vertex-launch")
+        process = subprocess.Popen(
+            [str(program), "sandbox", "up", *options],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        )
+        assert process.stdout is not None
+        return cls(process, json.loads(process.stdout.readline()))
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        self.process.send_signal(number)
+        rest, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, rest
+
+
+@pytest.fixture
+def command() -> Iterator[Callable[..., Command]]:
+    started: list[Command] = []
+
+    def start(*options: str) -> Command:
+        started.append(Command.start(*options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.communicate()
+
+
+async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
+    tmp_path: Path, command: Callable[..., Command]
+):
+    options = ("--state", str(tmp_path / "state.db"), "--entity", "team", "--api-key", "k" * 40)
+    first = command(*options, "--image", "mine=echo hello")
+    assert set(first.ready) == {
+        "wandb_url", "vertex_rest_url", "vertex_grpc_url", "entity", "api_key", "pid"
+    }  # fmt: skip
+    assert (first.ready["entity"], first.ready["api_key"]) == ("team", "k" * 40)
+    assert first.ready["pid"] == first.process.pid
+    jobs = jobs_at(first.ready["vertex_grpc_url"])
+    assert (await _end_of(jobs, await jobs.create(custom_job("mine")))).error_message == ""
+    held = await jobs.create(custom_job("python", *HOLD))
+    await until(lambda: _is_in(jobs, held, JobState.JOB_STATE_RUNNING))
+    await jobs.aclose()
+    first.end(signal.SIGKILL)
+    assert processes_below(tmp_path)
+
+    ports = {name: first.ready[f"{name}_url"].rpartition(":")[2] for name in ("wandb", "vertex_grpc")}
+    second = command(*options, "--wandb-port", ports["wandb"], "--vertex-grpc-port", ports["vertex_grpc"])
+    assert second.ready["wandb_url"] == first.ready["wandb_url"]
+    jobs = jobs_at(second.ready["vertex_grpc_url"])
+    assert (await jobs.get(held.name)).state == JobState.JOB_STATE_RUNNING
+    assert len(await jobs.list("")) == 2
+    await jobs.cancel(held.name)
+    assert (await _end_of(jobs, held)).state == JobState.JOB_STATE_CANCELLED
+    await jobs.aclose()
+    assert not [text for text in processes_below(tmp_path) if "sandbox" not in text]
+    assert second.end(signal.SIGTERM) == (0, "")
+
+
+async def _is_in(jobs: VertexJobs, job: JobRecord, state: JobState) -> bool:
+    return (await jobs.get(job.name)).state == state
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_command_without_a_state_file_ends_its_jobs(
+    tmp_path: Path, command: Callable[..., Command], number: signal.Signals
+):
+    up = command()
+    jobs = jobs_at(up.ready["vertex_grpc_url"])
+    mark = str(tmp_path)
+    held = await jobs.create(custom_job("python", *HOLD, mark))
+    await until(lambda: _is_in(jobs, held, JobState.JOB_STATE_RUNNING))
+    await jobs.aclose()
+    assert processes_below(tmp_path)
+    assert up.end(number) == (0, "")
+    assert not processes_below(tmp_path)
+
+
+# --- the key
+
+
+def test_the_service_account_key_is_a_real_key_of_nobody():
+    info = service_account_info("my-project")
+    credentials = service_account.Credentials.from_service_account_info(info)
+    assert credentials.project_id == "my-project"
+    assert credentials.service_account_email == "sandbox@my-project.iam.gserviceaccount.com"
+    assert info["private_key"] != service_account_info("my-project")["private_key"]

@@ -1,0 +1,89 @@
+"""The job client and the watcher against the Vertex AI sandbox over gRPC, with real local processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from vertex_launch.diagnosis import Category, diagnose
+from vertex_launch.errors import NotFound, Refused
+from vertex_launch.job_watcher import JobWatcher
+from vertex_launch.lifecycle import LaunchState
+from vertex_launch.sandbox.records import Records
+from vertex_launch.sandbox.vertex_backend import VertexBackend
+from vertex_launch.sandbox.vertex_grpc import add_job_service
+from vertex_launch.vertex_jobs import VertexJobs
+from vertex_launch.vertex_sdk import CustomJob
+
+
+@pytest.fixture
+async def jobs(tmp_path: Path) -> AsyncIterator[VertexJobs]:
+    backend = VertexBackend(
+        Records(), workdir=tmp_path, images={"python": [sys.executable]}, queued_seconds=0, pending_seconds=0
+    )
+    server = grpc.aio.server()
+    add_job_service(server, backend)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await backend.start()
+    await server.start()
+    jobs = VertexJobs(project="p", location="us-central1", endpoint=f"grpc://127.0.0.1:{port}")
+    yield jobs
+    await jobs.aclose()
+    await server.stop(grace=0)
+    await backend.aclose()
+
+
+def custom_job(code: str, *, item: str) -> CustomJob:
+    pool = {
+        "machine_spec": {"machine_type": "n1-standard-4"},
+        "replica_count": 1,
+        "container_spec": {"image_uri": "python", "args": ["-c", code]},
+    }
+    labels = {"launch-queue": "q", "launch-item": item}
+    return CustomJob(display_name=item, labels=labels, job_spec={"worker_pool_specs": [pool]})
+
+
+async def test_jobs_are_found_by_label_and_followed_to_their_ends(jobs):
+    watcher = JobWatcher(jobs, labels={"launch-queue": "q"}, interval_seconds=0.1)
+    loop = asyncio.create_task(watcher.run())
+    good = await jobs.create(custom_job("print('hi')", item="good"))
+    bad = await jobs.create(custom_job("raise SystemExit(3)", item="bad"))
+    held = await jobs.create(custom_job("import time; time.sleep(60)", item="held"))
+    assert [job.name for job in await jobs.list('labels.launch-item="bad"')] == [bad.name]
+
+    async with asyncio.timeout(30):
+        ends = asyncio.gather(*(watcher.wait(job.name) for job in (good, bad, held)))
+        await jobs.cancel(held.name)
+        records = await ends
+    loop.cancel()
+    assert [record.launch_state for record in records] == [
+        LaunchState.SUCCEEDED,
+        LaunchState.FAILED,
+        LaunchState.CANCELLED,
+    ]
+    assert [diagnose(record).category for record in records] == [
+        Category.SUCCEEDED,
+        Category.USER_CODE,
+        Category.CANCELLED,
+    ]
+    await jobs.cancel(held.name)
+
+
+async def test_the_servers_field_errors_come_one_by_one(jobs):
+    job = custom_job("", item="bad")
+    job.labels["Not-Lower"] = "x"
+    job.job_spec.worker_pool_specs[0].machine_spec.accelerator_count = 1
+    with pytest.raises(Refused) as caught:
+        await jobs.create(job)
+    assert len(caught.value.problems) == 2
+    assert await jobs.list("") == ()
+
+
+async def test_a_job_that_is_not_there_is_not_found(jobs):
+    with pytest.raises(NotFound):
+        await jobs.get(f"{jobs.parent}/customJobs/1")

@@ -1,0 +1,386 @@
+"""The queue client against the W&B sandbox over HTTP, and against answers no honest server gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from random import Random
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from real_wandb import API_KEY, MovableClock, WandbSandbox, served
+
+from vertex_launch.errors import (
+    AuthenticationFailed,
+    Conflict,
+    NotFound,
+    PermissionDenied,
+    Refused,
+    Transient,
+)
+from vertex_launch.lifecycle import ItemState
+from vertex_launch.sandbox.records import Records
+from vertex_launch.sandbox.wandb_backend import WandbBackend
+from vertex_launch.wandb_queue import AgentStatus, RunPath, WandbEndpoint, WandbQueue
+
+CONFIG = {"resource_args": {"gcp-vertex": {"spec": {"staging_bucket": "gs://b"}, "run": {}}}}
+SPEC = {"entity": "team", "project": "p", "docker": {"docker_image": "img"}, "_wandb_api_key": "k" * 40}
+
+
+class NoWait(MovableClock):
+    """A clock on which sleeping moves the time and returns at once."""
+
+    def monotonic(self) -> float:
+        return self.ahead.total_seconds()
+
+    async def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[WandbBackend]:
+    backend = WandbBackend(Records(), entity="team", api_key=API_KEY, clock=MovableClock())
+    config = backend.queues.create_config("team", "gcp-vertex", json.dumps(CONFIG), None)
+    backend.queues.create(
+        "team",
+        "model-registry",
+        "vertex",
+        created_by="ann",
+        prioritization_mode="V0",
+        resource_config_id=config.id,
+    )
+    backend.ensure_project("team", "p")
+    async with served(backend):
+        yield backend
+
+
+@pytest.fixture
+async def queue(backend: WandbBackend) -> AsyncIterator[WandbQueue]:
+    async with open_queue(backend.base_url) as queue:
+        yield queue
+
+
+def open_queue(
+    base_url: str, *, name: str = "vertex", key: str = API_KEY, entity: str = "team", **more
+) -> WandbQueue:
+    endpoint = WandbEndpoint(base_url, SecretStr(key))
+    return WandbQueue(endpoint, entity=entity, queue=name, clock=NoWait(), random=Random(1), **more)
+
+
+def mocked(answer: Callable[[httpx.Request], httpx.Response]) -> WandbQueue:
+    return open_queue("https://wandb.test", transport=httpx.MockTransport(answer))
+
+
+async def test_a_queue_is_found_with_its_config(queue):
+    found = await queue.find_queue()
+    assert (found.name, found.resource, found.prioritization_mode) == ("vertex", "gcp-vertex", "V0")
+    assert found.config == CONFIG
+
+
+async def test_a_queue_that_is_not_there_is_answered_with_those_that_are(backend):
+    async with open_queue(backend.base_url, name="vertx") as queue:
+        with pytest.raises(NotFound, match=r"queues of team are: vertex.*Did you mean vertex\?"):
+            await queue.find_queue()
+
+
+async def test_a_wrong_key_is_named_with_its_server_and_never_shown(backend):
+    wrong = "w" * 40
+    async with open_queue(backend.base_url, key=wrong) as queue:
+        with pytest.raises(AuthenticationFailed) as caught:
+            await queue.find_queue()
+    text = str(caught.value)
+    assert backend.base_url in text
+    assert f"{backend.base_url}/authorize" in text
+    assert "WandbCredentials" in text
+    assert wrong not in text
+    assert queue.calls.total() == 1
+
+
+async def test_an_agent_registers_beats_and_hears_that_it_shall_end(queue, backend):
+    agent = await queue.register({"max_jobs": 3})
+    assert agent.name
+    assert not agent.stop_polling
+    for status in AgentStatus:
+        await queue.heartbeat(agent.agent_id, status)
+        assert (await queue.read_agent(agent.agent_id)).status == status.value
+    backend.stop_polling(agent.agent_id)
+    assert (await queue.read_agent(agent.agent_id)).stop_polling
+
+
+async def test_an_item_goes_from_pending_to_claimed_once(queue, backend):
+    item_id = backend.push_raw("vertex", json.dumps(SPEC))
+    assert (await queue.read_item(item_id)).state is ItemState.PENDING
+    popped = await queue.pop(None)
+    assert popped is not None
+    assert popped.item_id == item_id
+    assert popped.payload == {key: value for key, value in SPEC.items() if key != "_wandb_api_key"}
+    assert popped.api_key == SecretStr("k" * 40)
+    assert "kkk" not in repr(popped)
+    assert (await queue.read_item(item_id)).state is ItemState.LEASED
+    await queue.acknowledge(item_id, "run1")
+    item = await queue.read_item(item_id)
+    assert (item.state, item.run_id) == (ItemState.CLAIMED, "run1")
+    assert await queue.pop(None) is None
+
+
+async def test_claiming_again_for_the_same_run_succeeds_and_for_another_says_who_has_it(queue, backend):
+    item_id = backend.push_raw("vertex", json.dumps(SPEC))
+    await queue.pop(None)
+    await queue.acknowledge(item_id, "run1")
+    await queue.acknowledge(item_id, "run1")
+    with pytest.raises(Conflict, match="run run1 has it"):
+        await queue.acknowledge(item_id, "run2")
+
+
+async def test_an_item_that_was_never_leased_or_is_gone_cannot_be_claimed(queue, backend):
+    item_id = backend.push_raw("vertex", json.dumps(SPEC))
+    with pytest.raises(Conflict, match="it is PENDING"):
+        await queue.acknowledge(item_id, "run1")
+
+
+async def test_an_item_is_failed_and_warned_with_a_message(queue, backend):
+    item_id = backend.push_raw("vertex", json.dumps(SPEC))
+    await queue.warn(item_id, "careful", "agent")
+    await queue.fail(item_id, "no bucket", "agent", ["a/error.log"])
+    assert (await queue.read_item(item_id)).state is ItemState.FAILED
+
+
+@pytest.mark.parametrize(
+    "text", ["{not json", '{"a": ' * 10_000 + "1" + "}" * 10_000], ids=["malformed", "deep"]
+)
+async def test_an_item_whose_spec_cannot_be_read_is_still_an_item(queue, backend, text):
+    item_id = backend.push_raw("vertex", text)
+    popped = await queue.pop(None)
+    assert popped is not None
+    assert popped.item_id == item_id
+    if popped.payload is None:
+        assert item_id in str(popped.problem)
+    await queue.acknowledge(item_id, "run1")
+    await queue.fail(item_id, str(popped.problem), "agent")
+
+
+async def test_a_spec_of_a_megabyte_is_read(queue, backend):
+    backend.push_raw("vertex", json.dumps({"x": "y" * 1_000_000}))
+    popped = await queue.pop(None)
+    assert popped is not None
+    assert popped.size_bytes > 1_000_000
+
+
+async def test_stop_requests_of_many_runs_take_one_request_for_fifty(queue, backend):
+    runs = [RunPath("team", "p", f"r{number}") for number in range(120)]
+    for run in runs[:100]:
+        backend.runs.upsert("team", "p", {"name": run.run_id, "state": "running"})
+    asked = {runs[0], runs[49], runs[50], runs[99]}
+    for run in asked:
+        await queue.stop_run(run)
+    queue.calls.clear()
+    assert await queue.stopped_runs(runs) == asked
+    assert queue.calls == {"RunStoppedStatus": 3}
+    assert await queue.stopped_runs([]) == frozenset()
+
+
+async def test_the_state_of_a_run_is_read_and_none_if_there_is_no_run(queue, backend):
+    backend.runs.upsert("team", "p", {"name": "r1", "state": "running"})
+    assert await queue.read_run_state("team", "p", "r1") == "running"
+    assert await queue.read_run_state("team", "p", "nope") is None
+    assert await queue.read_run_state("team", "nowhere", "nope") is None
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_job_made_by_the_wandb_client_is_read(wandb_sandbox: WandbSandbox):
+    made = await wandb_sandbox.wandb(
+        "job",
+        "create",
+        "image",
+        "registry/train:1",
+        "--project",
+        "jobs",
+        "--entity",
+        "team",
+        "--name",
+        "train",
+    )
+    assert made.exit_code == 0, made.output
+    async with open_queue(wandb_sandbox.url) as queue:
+        source = await queue.read_job("team", "jobs", "train:latest")
+        assert (source.kind, source.image_uri, source.entry_point) == ("image", "registry/train:1", ())
+        assert await queue.read_job("team", "jobs", "train") == source
+        with pytest.raises(NotFound, match="team/jobs/train:v9"):
+            await queue.read_job("team", "jobs", "train:v9")
+
+
+# What the sandbox does not produce
+
+
+def graphql_answer(
+    data: object, status: int = 200, **headers: str
+) -> Callable[[httpx.Request], httpx.Response]:
+    return lambda _request: httpx.Response(status, json=data, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(403, PermissionDenied), (404, NotFound), (400, Refused), (422, Refused), (409, Conflict)],
+)
+async def test_a_refusal_by_status_is_raised_at_once_in_the_servers_words(status, error):
+    async with mocked(graphql_answer({"errors": [{"message": f"no, {API_KEY}"}]}, status)) as queue:
+        with pytest.raises(error, match="no, …") as caught:
+            await queue.read_agent("a")
+    assert API_KEY not in str(caught.value)
+    assert queue.calls.total() == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("permission denied", PermissionDenied),
+        ("run queue not found", NotFound),
+        ("rate limit exceeded", Transient),
+        ("Internal Server Error", Transient),
+        ("Cannot query field", Refused),
+    ],
+)
+async def test_an_error_inside_of_a_200_is_known_by_its_words(message, error):
+    async with mocked(graphql_answer({"errors": [{"message": message}], "data": None})) as queue:
+        with pytest.raises(error):
+            await queue.read_agent("a")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+async def test_a_read_is_tried_again_and_a_pop_never_is(status):
+    async with mocked(graphql_answer({}, status)) as queue:
+        with pytest.raises(Transient):
+            await queue.read_agent("a")
+        with pytest.raises(Transient):
+            await queue.pop("a")
+    assert queue.calls == {"LaunchAgent": 4, "popFromRunQueue": 1}
+
+
+async def test_the_pause_the_server_asks_for_is_kept():
+    async with mocked(graphql_answer({}, 429, **{"Retry-After": "120"})) as queue:
+        with pytest.raises(Transient) as caught:
+            await queue.read_agent("a")
+    assert caught.value.retry_after_seconds == 120
+
+
+async def test_a_lost_answer_of_a_pop_is_transient_and_sent_once():
+    def lost(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("connection reset", request=request)
+
+    async with mocked(lost) as queue:
+        with pytest.raises(Transient, match="ReadError"):
+            await queue.pop("a")
+    assert queue.calls == {"popFromRunQueue": 1}
+
+
+async def test_a_claim_whose_answer_was_lost_is_found_to_be_ours():
+    answers = iter(
+        [
+            httpx.Response(502),
+            httpx.Response(409, json={"errors": [{"message": "item already claimed"}]}),
+            httpx.Response(
+                200,
+                json={
+                    "data": {
+                        "project": {
+                            "runQueue": {
+                                "runQueueItem": {"id": "i", "state": "CLAIMED", "associatedRunId": "run1"}
+                            }
+                        }
+                    }
+                },
+            ),
+        ]
+    )
+    async with mocked(lambda _request: next(answers)) as queue:
+        await queue.acknowledge("i", "run1")
+    assert queue.calls == {"ackRunQueueItem": 2, "GetRunQueueItem": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"data":{"popFromRunQueue":{"runQueueItemId":"aXRlbQ==","runSpec":{"runQueueItemId":"other",',
+        '{"data":{"popFromRunQueue":{"runQueueItemId":"aXRlbQ==","runSpec":'
+        + "[" * 10_000
+        + "]" * 10_000
+        + "}}}",
+    ],
+    ids=["cut off", "deep"],
+)
+async def test_the_item_is_found_in_an_answer_that_is_no_json(body):
+    async with mocked(lambda _request: httpx.Response(200, text=body)) as queue:
+        popped = await queue.pop("a")
+    assert popped is not None
+    assert (popped.item_id, popped.payload) == ("aXRlbQ==", None)
+    assert popped.problem is not None
+
+
+@pytest.mark.parametrize(
+    "body", ["", "<html>", "[]", '"x"', "{}", '{"data": 1}', '{"data":{"popFromRunQueue":{}}}']
+)
+async def test_an_answer_without_an_item_is_transient(body):
+    async with mocked(lambda _request: httpx.Response(200, text=body)) as queue:
+        with pytest.raises(Transient):
+            await queue.pop("a")
+
+
+async def test_a_run_that_may_not_be_seen_does_not_hide_the_others():
+    def answer(request: httpx.Request) -> httpx.Response:
+        variables = json.loads(request.content)["variables"]
+        count = len(variables) // 3
+        if "secret" in variables.values():
+            return httpx.Response(403, json={"errors": [{"message": "permission denied"}]})
+        return httpx.Response(
+            200, json={"data": {f"run{number}": {"run": {"stopped": True}} for number in range(count)}}
+        )
+
+    runs = [RunPath("team", "secret" if number == 7 else "p", f"r{number}") for number in range(16)]
+    async with mocked(answer) as queue:
+        assert await queue.stopped_runs(runs) == set(runs) - {runs[7]}
+
+
+async def test_the_key_is_not_sent_to_another_host():
+    seen: dict[str, str | None] = {}
+    url = "https://bucket.test/wandb-job.json?signature=x"
+    files = {
+        "edges": [{"node": {"name": "wandb-job.json", "directUrl": url}}],
+        "pageInfo": {"hasNextPage": False},
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen[request.url.host] = request.headers.get("Authorization")
+        if request.url.host == "bucket.test":
+            job = {"source_type": "repo", "source": {"entrypoint": ["python", "train.py"]}}
+            return httpx.Response(200, json=job)
+        path = {"project": {"artifactCollection": {"artifactMembership": {"files": files}}}}
+        return httpx.Response(200, json={"data": path})
+
+    async with mocked(answer) as queue:
+        source = await queue.read_job("team", "p", "train:v0")
+    assert (source.kind, source.image_uri, source.entry_point) == ("repo", None, ("python", "train.py"))
+    assert seen["wandb.test"]
+    assert seen["bucket.test"] is None
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "{}", '{"source_type":"image","source":{}}', '{"source_type":"x","source":{}}']
+)
+async def test_a_job_file_that_is_none_is_refused(body):
+    files = {
+        "edges": [{"node": {"name": "wandb-job.json", "directUrl": "/f"}}],
+        "pageInfo": {"hasNextPage": False},
+    }
+    path = {"project": {"artifactCollection": {"artifactMembership": {"files": files}}}}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return (
+            httpx.Response(200, text=body)
+            if request.method == "GET"
+            else httpx.Response(200, json={"data": path})
+        )
+
+    async with mocked(answer) as queue:
+        with pytest.raises(Refused, match="job team/p/train:v0"):
+            await queue.read_job("team", "p", "train:v0")

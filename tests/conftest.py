@@ -1,0 +1,33 @@
+"""The sandbox for every test that wants one, and the environment of real wandb processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from vertex_launch.sandbox.server import Sandbox
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    """A sandbox of the test's own, whose jobs start at once."""
+    async with Sandbox(queued_seconds=0, pending_seconds=0) as running:
+        yield running
+
+
+@pytest.fixture
+def wandb_environment(sandbox: Sandbox, tmp_path: Path) -> dict[str, str]:
+    """The whole environment of a wandb process that knows nothing but the sandbox."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return kept | {
+        "HOME": str(tmp_path),
+        "WANDB_BASE_URL": sandbox.wandb_url,
+        "WANDB_API_KEY": sandbox.api_key,
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_CONFIG_DIR": str(tmp_path / "config"),
+        "WANDB_CACHE_DIR": str(tmp_path / "cache"),
+        "WANDB_DATA_DIR": str(tmp_path / "data"),
+    }

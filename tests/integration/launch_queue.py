@@ -1,0 +1,96 @@
+"""A queue on a sandbox, its blocks on a Prefect server, and what a test wants to know of both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect_gcp.credentials import GcpCredentials
+
+from blocks.vertex_queue import VertexLaunchQueue
+from blocks.wandb_credentials import WandbCredentials
+from flows.tags import queue_tag
+from vertex_launch.sandbox.server import Sandbox
+from vertex_launch.sandbox.service_account import service_account_info
+
+PROJECT = "test-project"
+POOL: dict[str, Any] = {
+    "machine_spec": {"machine_type": "n1-standard-4"},
+    "replica_count": 1,
+    "container_spec": {"image_uri": "${image_uri}"},
+}
+
+
+@dataclass
+class LaunchQueue:
+    """One queue with its block; every test gets names of its own on the shared Prefect server."""
+
+    sandbox: Sandbox
+    max_jobs: int = 5
+    name: str = field(default_factory=lambda: f"q-{uuid4().hex[:8]}")
+
+    async def create(self, **changes: Any) -> VertexLaunchQueue:
+        settings: dict[str, Any] = {
+            "entity": self.sandbox.entity,
+            "queue": self.name,
+            "project": PROJECT,
+            "staging_bucket": "gs://bucket",
+            "spec": {"worker_pool_specs": [POOL]},
+            "max_jobs": self.max_jobs,
+            "poll_seconds": 0.1,
+            "watch_seconds": 0.2,
+            "stop_grace_seconds": 0.0,
+            "init_grace_seconds": 0.0,
+            "endpoint": self.sandbox.vertex_grpc_url,
+        }
+        wandb = WandbCredentials(api_key=self.sandbox.api_key, base_url=self.sandbox.wandb_url)
+        await wandb.asave(self.name, overwrite=True)
+        gcp = GcpCredentials(service_account_info=service_account_info(PROJECT), project=PROJECT)
+        await gcp.asave(self.name, overwrite=True)
+        block = VertexLaunchQueue(
+            **{"wandb_credentials": wandb, "gcp_credentials": gcp, **settings, **changes}
+        )
+        await block.asave(self.name, overwrite=True)
+        await block.aupsert_queue()
+        return block
+
+    def push(self, image: str = "python", *args: str, **changes: Any) -> str:
+        """Put an item on the queue as W&B stores it; return its id."""
+        spec: dict[str, Any] = {
+            "entity": self.sandbox.entity,
+            "project": "runs",
+            "docker": {"docker_image": image},
+            "resource": "gcp-vertex",
+            "overrides": {"args": list(args)},
+            **changes,
+        }
+        return self.push_text(json.dumps({key: value for key, value in spec.items() if value is not None}))
+
+    def push_text(self, text: str) -> str:
+        return self.sandbox.wandb.push_raw(self.name, text)
+
+    async def launches(self) -> dict[str, FlowRun]:
+        """The launch flow runs of this queue by item id."""
+        async with get_client() as client:
+            flow_runs = await client.read_flow_runs(
+                flow_filter=FlowFilter.model_validate({"name": {"any_": ["launch"]}}),
+                flow_run_filter=FlowRunFilter.model_validate(
+                    {"tags": {"all_": [queue_tag(self.sandbox.entity, self.name)]}}
+                ),
+            )
+        return {flow_run.parameters["item"]["item_id"]: flow_run for flow_run in flow_runs}
+
+    def item(self, item_id: str) -> Any:
+        found = self.sandbox.wandb.item(item_id)
+        assert found is not None
+        return found
+
+    async def jobs(self) -> list[Any]:
+        async with get_client():
+            block = await VertexLaunchQueue.aload(self.name)
+        return list(await block.open_vertex_jobs().list(""))

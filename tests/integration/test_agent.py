@@ -1,0 +1,290 @@
+"""The agent and its launches, with a real Prefect server and the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter
+
+from blocks.vertex_queue import VertexLaunchQueue
+from flows.agent import agent
+from tests.integration.conftest import PrefectServer
+from tests.integration.launch_queue import POOL, LaunchQueue
+from vertex_launch.lifecycle import LaunchState
+from vertex_launch.sandbox.server import Sandbox
+
+DEADLINE_SECONDS = 60.0
+EXIT = "raise SystemExit({code})"
+
+
+@pytest.fixture
+async def queue(sandbox: Sandbox, prefect_api: PrefectServer) -> LaunchQueue:
+    launch_queue = LaunchQueue(sandbox)
+    await launch_queue.create()
+    return launch_queue
+
+
+async def drain(queue: LaunchQueue, **options: Any) -> State[Any]:
+    return await asyncio.wait_for(
+        agent(queue=queue.name, drain=True, return_state=True, **options), DEADLINE_SECONDS
+    )
+
+
+async def until(condition: Any) -> Any:
+    """Wait until an asynchronous condition holds, and return what it found."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not (found := await condition()):
+            await asyncio.sleep(0.05)
+    return found
+
+
+def python(code: str) -> tuple[str, ...]:
+    return ("-c", code)
+
+
+async def test_a_run_that_succeeds_completes_its_flow_run_and_keeps_its_item(queue: LaunchQueue) -> None:
+    item_id = queue.push("sandbox/train", name="first run")
+
+    state = await drain(queue)
+
+    assert state.is_completed()
+    launched = (await queue.launches())[item_id]
+    assert launched.name == "first run"
+    assert launched.state is not None
+    assert launched.state.is_completed(), launched.state
+    item = queue.item(item_id)
+    assert item.state == "CLAIMED"
+    run = queue.sandbox.wandb.run("runs", item.associated_run_id)
+    assert run is not None
+    assert run.state == "finished"
+    [job] = await queue.jobs()
+    assert job.labels["wandb-run-id"] == item.associated_run_id
+
+
+async def test_a_failed_job_is_explained_in_prefect_and_at_wandb(queue: LaunchQueue) -> None:
+    item_id = queue.push("python", *python(EXIT.format(code=3)))
+
+    await drain(queue)
+
+    launched = (await queue.launches())[item_id]
+    assert launched.state is not None
+    assert launched.state.is_failed()
+    assert "non-zero status of 3" in (launched.state.message or "")
+    item = queue.item(item_id)
+    assert item.state == "FAILED"
+    assert "non-zero status of 3" in json.dumps(vars(item), default=str)
+
+
+async def test_a_run_that_never_called_wandb_init_fails_its_item(queue: LaunchQueue) -> None:
+    item_id = queue.push("python", *python("pass"))
+
+    await drain(queue)
+
+    item = queue.item(item_id)
+    assert item.state == "FAILED"
+    assert "failed to call wandb.init" in json.dumps(vars(item), default=str)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"resource_args": {"gcp-vertex": {"spec": {"worker_pool_specs": []}}}}, "worker_pool_specs"),
+        ({"resource_args": {"gcp-vertex": {"spec": {"workerPoolSpecs": [POOL]}}}}, "worker_pool_specs"),
+        ({"resource_args": {"gcp-vertex": {"spec": {"staging_bucket": "bucket"}}}}, "gs://"),
+        ({"resource": "local-process"}, "own host"),
+        ({"docker": {}}, "neither an image nor a job"),
+        ({"job": "e/p/j:v0"}, "both an image and a job"),
+        ({"entity": None}, "entity"),
+        ({"project": None}, "project"),
+        ({"overrides": {"run_config": {"big": "x" * 1_000_000}}}, "480 KiB"),
+    ],
+    ids=[
+        "no pools",
+        "camelCase",
+        "bucket",
+        "resource",
+        "no source",
+        "two sources",
+        "entity",
+        "project",
+        "1 MB",
+    ],
+)
+async def test_a_bad_item_is_failed_with_its_reason_and_the_next_one_goes_on(
+    queue: LaunchQueue, changes: dict[str, Any], said: str
+) -> None:
+    bad = queue.push("sandbox/no-wandb", **changes)
+    good = queue.push("sandbox/no-wandb")
+
+    await drain(queue)
+
+    item = queue.item(bad)
+    assert item.state == "FAILED"
+    assert said in json.dumps(vars(item), default=str)
+    launched = await queue.launches()
+    assert launched[bad].state is not None
+    assert launched[bad].state.name == "Refused"
+    assert said in (launched[bad].state.message or "")
+    [job] = await queue.jobs()
+    assert job.launch_state is LaunchState.SUCCEEDED
+    assert queue.item(good).associated_run_id
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("text", ["[" * 10_000 + "]" * 10_000, '{"entity": ', "[]", '"text"', "17"])
+async def test_an_item_that_is_no_run_spec_is_failed_and_the_next_one_goes_on(
+    queue: LaunchQueue, text: str
+) -> None:
+    bad = queue.push_text(text)
+    queue.push("sandbox/no-wandb")
+
+    await drain(queue)
+
+    assert queue.item(bad).state == "FAILED"
+    assert (await queue.launches())[bad].state.name == "Refused"
+    assert len(await queue.jobs()) == 1
+
+
+@pytest.mark.long
+async def test_a_run_stopped_at_wandb_cancels_its_job_and_says_who(queue: LaunchQueue) -> None:
+    item_id = queue.push("sandbox/hold")
+    draining = asyncio.create_task(drain(queue))
+
+    async def running_run() -> Any:
+        run_id = queue.item(item_id).associated_run_id
+        return run_id and queue.sandbox.wandb.run("runs", run_id)
+
+    queue.sandbox.wandb.runs.stop(await until(running_run))
+    await draining
+
+    launched = (await queue.launches())[item_id]
+    assert launched.state is not None
+    [job] = await queue.jobs()
+    assert job.launch_state in {LaunchState.CANCELLED, LaunchState.FAILED, LaunchState.SUCCEEDED}
+    assert launched.state.is_final()
+
+
+@pytest.mark.long
+async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueue) -> None:
+    from prefect.states import Cancelling
+
+    item_id = queue.push("sandbox/hold")
+    draining = asyncio.create_task(drain(queue))
+
+    async def live_job() -> Any:
+        return [job for job in await queue.jobs() if job.launch_state is LaunchState.RUNNING]
+
+    await until(live_job)
+    launched = (await queue.launches())[item_id]
+    async with get_client() as client:
+        await client.set_flow_run_state(launched.id, Cancelling())
+    await draining
+
+    [job] = await queue.jobs()
+    assert job.launch_state is LaunchState.CANCELLED
+    launched = (await queue.launches())[item_id]
+    assert launched.state is not None
+    assert launched.state.is_cancelled()
+    assert "a user in Prefect" in (launched.state.message or "")
+
+
+@pytest.mark.long
+async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one(queue: LaunchQueue) -> None:
+    item_id = queue.push("python", *python("import time; time.sleep(3)"))
+
+    first = await asyncio.wait_for(
+        agent(queue=queue.name, max_runtime_minutes=0.02, return_state=True), DEADLINE_SECONDS
+    )
+    handed_over = (await queue.launches())[item_id]
+    second = await drain(queue)
+
+    assert "1 handed over" in (first.message or "")
+    assert handed_over.state is not None
+    assert handed_over.state.name == "AwaitingAdoption"
+    assert "1 adopted" in (second.message or "")
+    launched = (await queue.launches())[item_id]
+    assert launched.id == handed_over.id
+    assert launched.state is not None
+    assert launched.state.is_final()
+    assert len(await queue.jobs()) == 1
+
+
+@pytest.mark.long
+async def test_live_jobs_stay_under_the_limit_and_the_limit_is_free_at_the_end(
+    sandbox: Sandbox, prefect_api: PrefectServer
+) -> None:
+    queue = LaunchQueue(sandbox, max_jobs=2)
+    block = await queue.create()
+    for _ in range(5):
+        queue.push("python", *python("import time; time.sleep(0.5)"))
+    most = 0
+    draining = asyncio.create_task(drain(queue))
+    while not draining.done():
+        most = max(most, sum(not job.is_terminal for job in await queue.jobs()))
+        await asyncio.sleep(0.05)
+
+    assert (await draining).is_completed()
+    assert len(await queue.jobs()) == 5
+    assert 1 <= most <= 2
+    async with get_client() as client:
+        limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
+    assert (limit.limit, limit.active_slots) == (2, 0)
+
+
+@pytest.mark.long
+async def test_no_secret_reaches_parameters_states_or_logs(queue: LaunchQueue) -> None:
+    canary = "canary" * 8
+    item_id = queue.push(
+        "python", *python("import os; print(os.environ['WANDB_API_KEY'])"), _wandb_api_key=canary
+    )
+
+    await drain(queue)
+
+    launched = (await queue.launches())[item_id]
+    async with get_client() as client:
+        logs = await client.read_logs(LogFilter.model_validate({"flow_run_id": {"any_": [launched.id]}}))
+        task_runs = await client.read_task_runs()
+    written = launched.model_dump_json() + "".join(log.message for log in logs) + str(task_runs)
+    assert canary not in written
+    assert queue.sandbox.api_key not in written
+    [job] = await queue.jobs()
+    assert canary in queue.sandbox.vertex.log(job.name)
+
+
+@pytest.mark.long
+async def test_a_wrong_api_key_ends_the_agent_with_what_to_do(
+    sandbox: Sandbox, prefect_api: PrefectServer
+) -> None:
+    from blocks.wandb_credentials import WandbCredentials
+
+    queue = LaunchQueue(sandbox)
+    block = await queue.create()
+    wrong = WandbCredentials(api_key="wrong" * 10, base_url=sandbox.wandb_url)
+    await wrong.asave(f"{queue.name}-wrong", overwrite=True)
+    block = VertexLaunchQueue(**{**dict(block), "wandb_credentials": wrong})
+    await block.asave(queue.name, overwrite=True)
+
+    state = await drain(queue)
+
+    assert state.is_failed()
+    assert "API key" in (state.message or "")
+    assert "wrongwrong" not in (state.message or "")
+
+
+@pytest.mark.long
+async def test_a_queue_that_does_not_exist_ends_the_agent_with_the_names_there_are(
+    sandbox: Sandbox, prefect_api: PrefectServer
+) -> None:
+    queue = LaunchQueue(sandbox)
+    block = await queue.create()
+    await VertexLaunchQueue(**{**dict(block), "queue": queue.name + "x"}).asave(queue.name, overwrite=True)
+
+    state = await drain(queue)
+
+    assert state.is_failed()
+    assert f"Did you mean {queue.name}" in (state.message or "")

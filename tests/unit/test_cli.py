@@ -1,0 +1,104 @@
+"""The command line by itself: what it imports, and how it ends for wrong usage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.cli_error import NOT_READY, USAGE, CommandError, as_command_error, no_such_block
+from vertex_launch.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
+
+COMMANDS = ([], ["demo"], ["sandbox"], ["sandbox", "up"], ["agent"], ["status"])
+HEAVY = (
+    "prefect", "prefect_gcp", "wandb", "google.cloud.aiplatform", "google.cloud.aiplatform_v1",
+    "google.protobuf", "grpc", "httpx",
+)  # fmt: skip
+PRINT_MODULES = """
+import contextlib, io, json, sys
+from flows.cli import app
+for command in json.loads(sys.argv[1]):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as help:
+        app([*command, "--help"])
+    assert "Usage" in help.getvalue(), command
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_help_of_every_command_imports_nothing_heavy():
+    """Its speed is a matter of what it imports: prefect alone costs two seconds."""
+    answer = subprocess.run(
+        [sys.executable, "-c", PRINT_MODULES, json.dumps(COMMANDS)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = set(json.loads(answer.stdout))
+    assert "typer" in imported
+    heavy = {name for name in imported if name in HEAVY or name.startswith(tuple(f"{top}." for top in HEAVY))}
+    assert not heavy
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["agent"],
+        ["status", "--limit", "-1"],
+        ["sandbox", "up", "--wandb-port", "70000"],
+        ["sandbox", "up", "--image", "no-command"],
+        ["sandbox", "up", "--image", "=python"],
+        ["migrate"],
+    ],
+)
+def test_wrong_usage_ends_with_2_and_without_a_traceback(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == USAGE
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_mapping_of_an_image_that_is_none_is_explained():
+    result = CliRunner().invoke(app, ["sandbox", "up", "--image", "no-command"])
+    assert result.stderr.splitlines() == [
+        "error: 'no-command' is not NAME=COMMAND",
+        "hint: write --image 'my/image=python train.py'",
+    ]
+
+
+def test_a_missing_block_is_answered_with_the_ones_there_are_and_the_nearest():
+    error = no_such_block("vertex-a10", ["cpu", "vertex-a100"])
+    assert error.code == NOT_READY
+    assert str(error) == (
+        "error: there is no VertexLaunchQueue block named 'vertex-a10'\n"
+        "hint: did you mean 'vertex-a100'? there is: cpu, vertex-a100"
+    )
+
+
+def test_without_any_block_the_hint_says_how_to_make_one():
+    assert "make blocks" in no_such_block("demo", []).hint
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AuthenticationFailed(Problem("W&B", "the key is not accepted")), NOT_READY),
+        (NotFound(Problem("queue q", "it is not there")), NOT_READY),
+        (Transient("503"), NOT_READY),
+        (LaunchError("no"), 1),
+        (ExceptionGroup("group", [ExceptionGroup("inner", [CommandError("what", "hint", code=3)])]), 3),
+    ],
+)
+def test_errors_that_can_be_expected_become_two_lines(error, code):
+    expected = as_command_error(error)
+    assert expected is not None
+    assert expected.code == code
+    assert str(expected).startswith("error: ")
+    assert "\nhint: " in str(expected)
+
+
+def test_an_error_that_nobody_expected_keeps_its_traceback():
+    assert as_command_error(ZeroDivisionError()) is None

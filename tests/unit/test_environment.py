@@ -1,0 +1,139 @@
+"""The container's environment is W&B's own: names, order, conditions and the split of long values."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from wandb.sdk.launch._project_spec import LaunchProject
+from wandb.sdk.launch.utils import MAX_ENV_LENGTHS
+
+from vertex_launch.environment import MAX_VALUE_CHARACTERS, launch_environment, literal_json, literal_text
+from vertex_launch.launch_context import LaunchContext
+from vertex_launch.run_spec import parse_run_spec
+
+BASE_URL, KEY = "https://api.wandb.ai", "k" * 40
+
+
+def payload(**changes: Any) -> dict[str, Any]:
+    return {
+        "entity": "acme",
+        "project": "p1",
+        "docker": {"docker_image": "img:1"},
+        "run_id": "run1",
+        **changes,
+    }
+
+
+def ours(item: dict[str, Any], **context: Any) -> dict[str, str]:
+    run_spec = parse_run_spec(item, item_id="item-1")
+    given = {
+        "item_id": "item-1", "queue_entity": "acme", "queue_name": "vertex", "run_id": "run1",
+        "image_uri": "img:1", "base_url": BASE_URL, "api_key": SecretStr(KEY), "project": "gcp",
+        "location": "us-central1",
+    }  # fmt: skip
+    return launch_environment(run_spec, LaunchContext(**{**given, **context}))
+
+
+def of_wandb(item: dict[str, Any]) -> dict[str, str]:
+    """Return what W&B's own agent puts into the container for this item."""
+    api: Any = SimpleNamespace(settings={"base_url": BASE_URL}, api_key=KEY)
+    project = LaunchProject.from_spec({"resource": "vertex", **item}, api)
+    project.queue_name, project.queue_entity, project.run_queue_item_id = "vertex", "acme", "item-1"
+    return project.get_env_vars_dict(api, MAX_ENV_LENGTHS["VertexRunner"])
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0$"), min_size=1, max_size=10)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+objects = st.dictionaries(texts, values, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "name": texts,
+            "author": texts,
+            "sweep_id": texts,
+            "_resume_count": st.integers(0, 5),
+            "overrides": st.fixed_dictionaries(
+                {},
+                optional=dict.fromkeys(("run_config", "files", "artifacts"), objects),
+            ),
+        },
+    )
+)  # fmt: skip
+def test_names_order_and_values_are_those_of_wandbs_own_agent(changes: dict[str, Any]) -> None:
+    item = payload(**changes)
+    assert list(ours(item).items()) == list(of_wandb(item).items())
+
+
+@pytest.mark.parametrize("key", ["run_config", "files"])
+@pytest.mark.parametrize("length", [MAX_VALUE_CHARACTERS - 9, MAX_VALUE_CHARACTERS - 8, 70_000])
+def test_long_values_are_split_as_wandbs_own_agent_does(key: str, length: int) -> None:
+    item = payload(overrides={key: {"a": "x" * length}})
+    environment = ours(item)
+    assert list(environment.items()) == list(of_wandb(item).items())
+    assert max(map(len, environment.values())) <= MAX_VALUE_CHARACTERS
+
+
+def test_a_split_value_can_be_put_together_again() -> None:
+    config = {"text": "$(HOME) and $$ " * 9_000}
+    environment = ours(payload(overrides={"run_config": config}))
+    chunks = [
+        environment[f"WANDB_CONFIG_{index}"]
+        for index in range(len(environment))
+        if f"WANDB_CONFIG_{index}" in environment
+    ]
+    assert "WANDB_CONFIG" not in environment
+    assert len(chunks) > 4
+    assert json.loads("".join(chunks)) == config
+
+
+def test_a_job_is_among_the_artifacts_under_wandbs_name() -> None:
+    item = {**payload(overrides={"artifacts": {"data": "d:v1"}}), "docker": {}, "job": "e/p/n:v2"}
+    assert json.loads(ours(item)["WANDB_ARTIFACTS"]) == {"_wandb_job": "e/p/n:v2", "data": "d:v1"}
+
+
+def test_the_project_keeps_its_capitals() -> None:
+    assert ours(payload(project="MyProj"))["WANDB_PROJECT"] == "MyProj"
+
+
+def test_no_user_name_goes_with_the_authors_own_key() -> None:
+    item = payload(author="alice")
+    assert ours(item)["WANDB_USERNAME"] == "alice"
+    assert "WANDB_USERNAME" not in ours(item, api_key_of_author=True)
+    assert list(ours(item, api_key_of_author=True).items()) == list(
+        of_wandb({**item, "_wandb_api_key": KEY}).items()
+    )
+
+
+def test_a_further_attempt_resumes_its_run() -> None:
+    assert "WANDB_RESUME" not in ours(payload())
+    assert ours(payload(), attempt=2)["WANDB_RESUME"] == "allow"
+
+
+def test_nothing_of_a_launch_can_be_taken_for_a_reference_to_a_variable() -> None:
+    item = payload(name="$(WANDB_API_KEY)", overrides={"run_config": {"$(A)": ["$$(B)", "a $ b"]}})
+    environment = ours(item)
+    assert environment["WANDB_NAME"] == "$$(WANDB_API_KEY)"
+    assert "$" not in environment["WANDB_CONFIG"]
+    assert json.loads(environment["WANDB_CONFIG"]) == {"$(A)": ["$$(B)", "a $ b"]}
+
+
+def test_a_plain_dollar_stays_as_it_is() -> None:
+    assert literal_json({"price": "5 $"}) == '{"price": "5 $"}'
+    assert literal_text("5 $ or ${A}") == "5 $ or ${A}"

@@ -1,0 +1,429 @@
+"""A launch becomes a CustomJob: macros, entry point, arguments, labels, names, and what is kept secret."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from vertex_launch.environment import launch_environment
+from vertex_launch.errors import InvalidQueueConfig
+from vertex_launch.queue_config import parse_queue_config
+from vertex_launch.render import (
+    ATTEMPT_LABEL,
+    ITEM_LABEL,
+    QUEUE_LABEL,
+    RUN_ID_LABEL,
+    LaunchContext,
+    Rendering,
+    launch_key,
+    queue_key,
+    render,
+)
+from vertex_launch.run_spec import RunSpec, parse_run_spec
+
+IMAGE = "us-docker.pkg.dev/p/r/train:1"
+KEY = "0123456789abcdef" * 3
+POOL = "resource_args.vertex.spec.worker_pool_specs[0]"
+
+
+def pool(image: str = "${image_uri}", *, count: Any = 1, **task: Any) -> dict[str, Any]:
+    return {
+        "machine_spec": {"machine_type": "n1-standard-4"},
+        "replica_count": count,
+        "container_spec": {"image_uri": image, **task},
+    }
+
+
+def read_run_spec(**changes: Any) -> RunSpec:
+    payload = {"entity": "acme", "project": "P1", "docker": {"docker_image": IMAGE}, **changes}
+    return parse_run_spec(payload, item_id="item-1")
+
+
+def launch_context(**changes: Any) -> LaunchContext:
+    given = {
+        "item_id": "item-1", "queue_entity": "acme", "queue_name": "gpu", "run_id": "run1",
+        "image_uri": IMAGE, "base_url": "https://api.wandb.ai", "api_key": SecretStr(KEY),
+        "project": "my-project", "location": "us-central1",
+    }  # fmt: skip
+    return LaunchContext(**{**given, **changes})
+
+
+def launch(
+    *pools: dict[str, Any],
+    spec: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    item: dict[str, Any] | None = None,
+    **context: Any,
+) -> Rendering:
+    arguments = {
+        "worker_pool_specs": list(pools) or [pool()],
+        "staging_bucket": "gs://my-bucket",
+        **(spec or {}),
+    }
+    config = parse_queue_config({"spec": arguments, "run": run or {}})
+    return render(read_run_spec(**(item or {})), config, launch_context(**context))
+
+
+def refused(*pools: dict[str, Any], **launched: Any) -> dict[str, str]:
+    with pytest.raises(InvalidQueueConfig) as caught:
+        launch(*pools, **launched)
+    return {problem.where: str(problem) for problem in caught.value.problems}
+
+
+def task_of(rendering: Rendering, index: int = 0) -> Any:
+    return rendering.job.job_spec.worker_pool_specs[index].container_spec
+
+
+def env_of(rendering: Rendering, index: int = 0) -> dict[str, str]:
+    return {variable.name: variable.value for variable in task_of(rendering, index).env}
+
+
+# Macros
+
+
+def test_every_macro_of_a_launch_is_filled_in() -> None:
+    text = "${image_uri} ${project_name} ${entity_name} ${run_id} ${run_name} ${author}"
+    rendering = launch(pool(args=[text]), item={"name": "bright-sun", "author": "alice"})
+    assert task_of(rendering).args == [f"{IMAGE} P1 acme run1 bright-sun alice"]
+    assert rendering.warnings == ()
+
+
+def test_what_a_run_does_not_have_never_becomes_the_word_none() -> None:
+    assert task_of(launch(pool(args=["${run_name}", "<${author}>"]))).args == ["run1", "<>"]
+
+
+def test_macros_are_filled_in_every_leaf_but_not_in_keys() -> None:
+    rendering = launch(
+        pool(env=[{"name": "A", "value": "${run_id}"}]),
+        spec={
+            "labels": {"owner": "${author}"},
+            "base_output_dir": "gs://my-bucket/${run_id}",
+            "display_name": "job of ${author}",
+        },
+        run={"service_account": "${account}", "network": "projects/1/global/networks/${net}"},
+        item={"author": "alice"},
+        macros={"account": "a@p.iam.gserviceaccount.com", "net": "n"},
+    )
+    job = rendering.job
+    assert env_of(rendering)["A"] == "run1"
+    assert job.labels["owner"] == "alice"
+    assert job.display_name == "job of alice"
+    assert job.job_spec.base_output_directory.output_uri_prefix == "gs://my-bucket/run1"
+    assert job.job_spec.service_account == "a@p.iam.gserviceaccount.com"
+    assert job.job_spec.network == "projects/1/global/networks/n"
+
+
+def test_the_environment_of_this_process_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST_SECRET", "s3cr3t")
+    monkeypatch.setenv("run_id", "from-the-host")
+    rendering = launch(pool(args=["${HOST_SECRET} ${run_id}"]))
+    assert task_of(rendering).args == ["${HOST_SECRET} run1"]
+
+
+def test_an_allowed_name_never_hides_a_macro_of_the_launch() -> None:
+    assert task_of(launch(pool(args=["${run_id}"]), macros={"run_id": "x"})).args == ["run1"]
+
+
+@pytest.mark.parametrize("field", ["command", "args"])
+def test_an_unknown_macro_stays_for_the_shell_with_a_warning(field: str) -> None:
+    rendering = launch(pool(**{field: ["sh", "-c", "echo ${HOME}"]}))
+    assert list(getattr(task_of(rendering), field)) == ["sh", "-c", "echo ${HOME}"]
+    (warning,) = rendering.warnings
+    assert warning.startswith(f"{POOL}.container_spec.{field}[2]: ${{HOME}}")
+
+
+def test_an_unknown_macro_in_a_variable_stays_too() -> None:
+    rendering = launch(pool(env=[{"name": "A", "value": "${HOME}/x"}]))
+    assert env_of(rendering)["A"] == "${HOME}/x"
+    assert len(rendering.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "where"),
+    [
+        ({"labels": {"a": "${nope}"}}, "labels.a"),
+        ({"staging_bucket": "gs://${nope}"}, "staging_bucket"),
+        ({"display_name": "${nope}"}, "display_name"),
+        ({"worker_pool_specs": [pool("${nope}")]}, "worker_pool_specs[0].container_spec.image_uri"),
+    ],
+)
+def test_an_unknown_macro_elsewhere_is_refused_and_the_known_ones_named(
+    spec: dict[str, Any], where: str
+) -> None:
+    found = refused(spec=spec, macros={"ALLOWED": "x"})
+    text = found[f"resource_args.vertex.spec.{where}"]
+    assert "${nope}" in text
+    assert "run_name" in text
+    assert "ALLOWED" in text
+
+
+def test_nothing_is_expanded_twice() -> None:
+    rendering = launch(pool(args=["${run_name}"]), item={"name": "${author} ${image_uri}", "author": "x"})
+    assert task_of(rendering).args == ["${author} ${image_uri}"]
+
+
+def test_what_a_macro_brings_into_a_variable_is_no_reference_to_another() -> None:
+    rendering = launch(
+        pool(env=[{"name": "A", "value": "${run_name} $(B)"}]), item={"name": "$(WANDB_API_KEY)"}
+    )
+    assert env_of(rendering)["A"] == "$$(WANDB_API_KEY) $(B)"
+
+
+def test_a_leaf_that_is_one_macro_becomes_a_number_where_one_belongs() -> None:
+    rendering = launch(
+        pool(count="${n}", env=[{"name": "N", "value": "${n}"}]),
+        pool(count="${workers}"),
+        spec={},
+        run={"timeout": "${seconds}", "create_request_timeout": "${call}", "disable_retries": "${flag}",
+             "scheduling_strategy": "${strategy}"},
+        macros={"n": "1", "workers": "4", "seconds": "3600", "call": "2.5", "flag": "true",
+                "strategy": "SPOT"},
+    )  # fmt: skip
+    spec = rendering.job.job_spec
+    assert [pool.replica_count for pool in spec.worker_pool_specs] == [1, 4]
+    assert env_of(rendering)["N"] == "1"
+    assert spec.scheduling.timeout.total_seconds() == 3600
+    assert rendering.create_timeout_seconds == 2.5
+    assert spec.scheduling.disable_retries is True
+    assert spec.scheduling.strategy.name == "SPOT"
+
+
+@pytest.mark.parametrize("value", ["two", "1.5", "", "1 2", "9" * 5000])
+def test_a_macro_that_brings_no_number_is_refused(value: str) -> None:
+    assert list(refused(pool(count="${n}"), macros={"n": value})) == [f"{POOL}.replica_count"]
+
+
+def test_rules_that_waited_for_macros_are_checked() -> None:
+    found = refused(
+        {
+            **pool(),
+            "machine_spec": {"machine_type": "${m}", "accelerator_type": "${a}", "accelerator_count": 3},
+        },
+        spec={"staging_bucket": "${b}"},
+        macros={"m": "a2-highgpu-1g", "a": "NVIDIA_TESLA_A100", "b": "no-scheme"},
+    )
+    assert set(found) == {
+        f"{POOL}.machine_spec.accelerator_count",
+        "resource_args.vertex.spec.staging_bucket",
+    }
+
+
+def test_a_macro_value_that_is_not_text_is_refused() -> None:
+    assert list(refused(pool(args=["${x}"]), macros={"x": "\udcff"})) == ["${x}"]
+
+
+# Entry point and arguments
+
+
+@pytest.mark.parametrize(
+    ("queue", "overrides", "of_job", "command", "args"),
+    [
+        ({}, {}, (), [], []),
+        ({}, {"args": ["--lr", 1]}, (), [], ["--lr", "1"]),
+        ({"command": ["q"], "args": ["a"]}, {}, (), ["q"], ["a"]),
+        ({"command": ["q"], "args": ["a"]}, {"args": ["b"]}, (), ["q"], ["b"]),
+        ({"command": ["q"], "args": ["a"]}, {"entry_point": ["e"]}, (), ["e"], ["a"]),
+        ({"command": ["q"]}, {"entry_point": ["e"]}, ("j",), ["e"], []),
+        ({"command": ["q"]}, {}, ("j",), ["q"], []),
+        ({"command": []}, {}, ("python", "train.py"), ["python", "train.py"], []),
+        ({}, {"entry_point": [], "args": ["b"]}, ("j",), ["j"], ["b"]),
+    ],
+)
+def test_command_and_args(
+    queue: dict[str, Any],
+    overrides: dict[str, Any],
+    of_job: tuple[str, ...],
+    command: list[str],
+    args: list[str],
+) -> None:
+    rendering = launch(pool(**queue), item={"overrides": overrides}, job_entry_point=of_job)
+    assert (list(task_of(rendering).command), list(task_of(rendering).args)) == (command, args)
+    assert bool(rendering.warnings) is (command == ["q"] and bool(of_job))
+
+
+def test_arguments_of_a_launch_are_not_macros() -> None:
+    rendering = launch(item={"overrides": {"args": ["${run_id}"]}})
+    assert list(task_of(rendering).args) == ["${run_id}"]
+    assert rendering.warnings == ()
+
+
+def test_pools_with_another_image_are_left_alone() -> None:
+    reduction = pool(
+        "us-docker.pkg.dev/p/r/reduction:1", command=["reduce"], env=[{"name": "A", "value": "1"}]
+    )
+    rendering = launch(
+        pool(), pool(IMAGE), {}, reduction, item={"overrides": {"args": ["x"], "entry_point": ["y"]}}
+    )
+    assert env_of(rendering, 3) == {"A": "1"}
+    assert list(task_of(rendering, 3).command) == ["reduce"]
+    assert not task_of(rendering, 3).args
+    for index in (0, 1):
+        assert env_of(rendering, index)["WANDB_RUN_ID"] == "run1"
+        assert list(task_of(rendering, index).args) == ["x"]
+
+
+def test_a_launch_whose_image_nobody_runs_is_a_warning() -> None:
+    rendering = launch(pool("other:1"))
+    assert "no worker pool runs the launch's image" in rendering.warnings[0]
+
+
+def test_a_python_package_in_the_launchs_image_gets_arguments_but_no_command() -> None:
+    package = {
+        "machine_spec": {"machine_type": "n1-standard-4"},
+        "replica_count": 1,
+        "python_package_spec": {
+            "executor_image_uri": "${image_uri}", "package_uris": ["gs://b/p.tar.gz"], "python_module": "m",
+        },
+    }  # fmt: skip
+    rendering = launch(package, item={"overrides": {"args": ["x"], "entry_point": ["y"]}})
+    task = rendering.job.job_spec.worker_pool_specs[0].python_package_spec
+    assert list(task.args) == ["x"]
+    assert "WANDB_RUN_ID" in {variable.name for variable in task.env}
+    assert "no command" in rendering.warnings[0]
+
+
+# Environment
+
+
+def test_the_launchs_variables_come_after_the_queues_own() -> None:
+    rendering = launch(pool(env=[{"name": "A", "value": "1"}]))
+    assert list(env_of(rendering).items()) == [
+        ("A", "1"),
+        *launch_environment(read_run_spec(), launch_context()).items(),
+    ]
+
+
+def test_the_launchs_variable_wins_and_says_so() -> None:
+    rendering = launch(
+        pool(env=[{"name": "WANDB_PROJECT", "value": "mine"}, {"name": "WANDB_NAME", "value": "n"}])
+    )
+    names = [variable.name for variable in task_of(rendering).env]
+    assert env_of(rendering)["WANDB_PROJECT"] == "P1"
+    assert names.count("WANDB_PROJECT") == 1
+    assert env_of(rendering)["WANDB_NAME"] == "n"  # this launch has no name
+    (warning,) = rendering.warnings
+    assert "WANDB_PROJECT is set by the launch" in warning
+
+
+def test_too_many_variables_together_are_refused() -> None:
+    env = [{"name": f"A{number}", "value": ""} for number in range(95)]
+    assert list(refused(pool(env=env))) == [f"{POOL}.container_spec.env"]
+
+
+# Labels, names, places
+
+
+def test_a_job_is_labelled_with_item_run_queue_and_attempt() -> None:
+    labels = launch(spec={"labels": {"team": "a"}}, run_id="My.Run", attempt=3).job.labels
+    assert dict(labels) == {
+        "team": "a",
+        RUN_ID_LABEL: "my_run",
+        ITEM_LABEL: launch_key("item-1"),
+        QUEUE_LABEL: queue_key("acme", "gpu"),
+        ATTEMPT_LABEL: "3",
+    }
+
+
+def test_a_label_that_was_changed_is_said_with_its_path() -> None:
+    rendering = launch(spec={"labels": {"team": "A B"}})
+    assert rendering.warnings[0].startswith("resource_args.vertex.spec.labels.team: the value became 'a_b'")
+
+
+@pytest.mark.parametrize(
+    ("own", "run_name", "shown"),
+    [
+        ("mine", "bright-sun", "mine"),
+        (None, "bright-sun", "bright-sun"),
+        (None, None, "run1"),
+        ("", None, "run1"),
+    ],
+)
+def test_the_display_name_is_the_queues_else_the_runs_else_its_id(
+    own: Any, run_name: Any, shown: str
+) -> None:
+    assert launch(spec={"display_name": own}, item={"name": run_name}).job.display_name == shown
+
+
+def test_a_long_display_name_is_cut_with_a_warning() -> None:
+    rendering = launch(item={"name": "ü" * 200})
+    assert rendering.job.display_name == "ü" * 128
+    assert rendering.warnings == ("name: cut to 128 characters for the job's display name",)
+
+
+def test_the_output_directory_is_the_same_for_every_attempt_of_an_item() -> None:
+    def directory(**context: Any) -> str:
+        rendering = launch(spec={"staging_bucket": "gs://my-bucket/sub/"}, **context)
+        return rendering.job.job_spec.base_output_directory.output_uri_prefix
+
+    assert directory() == directory(attempt=2) == f"gs://my-bucket/sub/vertex-launch/{launch_key('item-1')}"
+    assert directory(item_id="item-2") != directory()
+
+
+def test_project_and_location_may_repeat_the_blocks() -> None:
+    rendering = launch(spec={"project": "my-project", "location": "us-central1"})
+    assert rendering.parent == "projects/my-project/locations/us-central1"
+
+
+def test_another_project_or_location_is_refused() -> None:
+    found = refused(spec={"project": "other", "location": "europe-west4"})
+    assert set(found) == {"resource_args.vertex.spec.project", "resource_args.vertex.spec.location"}
+
+
+def test_a_key_of_another_region_is_a_warning() -> None:
+    key = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k"
+    assert "not in us-central1" in launch(spec={"encryption_spec_key_name": key}).warnings[0]
+
+
+def test_warnings_of_the_run_spec_come_along_and_those_of_the_queue_only_once() -> None:
+    rendering = launch(run={"sync": True}, item={"zzz": 1})
+    assert rendering.warnings == ("zzz: not known here; it has no effect",)
+
+
+# The whole
+
+
+def test_the_same_inputs_give_the_same_job() -> None:
+    config = parse_queue_config({"spec": {"worker_pool_specs": [pool()], "staging_bucket": "gs://my-bucket"}})
+    first = render(read_run_spec(), config, launch_context())
+    assert render(read_run_spec(), config, launch_context()).job == first.job
+    assert config.spec["worker_pool_specs"] == [pool()]
+
+
+def test_all_problems_of_a_rendering_come_at_once() -> None:
+    found = refused(
+        pool(count="${n}"), spec={"labels": {"a": "${nope}"}, "project": "other"}, macros={"n": "x"}
+    )
+    assert set(found) == {
+        f"{POOL}.replica_count", "resource_args.vertex.spec.labels.a", "resource_args.vertex.spec.project",
+    }  # fmt: skip
+
+
+def test_secrets_are_masked_wherever_they_stand() -> None:
+    rendering = launch(
+        pool(
+            args=["--token=${HF_TOKEN}", "--db", "pa55word-of-db"],
+            env=[{"name": "DB_PASSWORD", "value": "pa55word-of-db"}, {"name": "PLAIN", "value": "seen"}],
+        ),
+        macros={"HF_TOKEN": "hf-t0ken-value"},
+    )
+    text = json.dumps(rendering.redacted())
+    for secret in (KEY, "hf-t0ken-value", "pa55word-of-db"):
+        assert secret not in text
+        assert secret not in repr(rendering)
+    assert "seen" in text
+    assert task_of(rendering).args[0] == "--token=hf-t0ken-value"
+    assert rendering.redacted()["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == IMAGE
+
+
+def test_secrets_are_masked_in_problems_and_warnings() -> None:
+    for token in ("t0ken-value", "t0ken-value-of-a-hundred-characters" * 3):
+        found = refused(pool(count="${MY_TOKEN}"), run={"network": "${MY_TOKEN}"}, macros={"MY_TOKEN": token})
+        assert len(found) == 2
+        assert "t0ken" not in str(found)
+    rendering = launch(spec={"labels": {"a": "${MY_TOKEN}"}}, macros={"MY_TOKEN": "T0KEN VALUE"})
+    assert "t0ken" not in str(rendering.warnings).lower()
+    assert KEY not in repr(launch_context())
+    assert "t0ken" not in repr(launch_context(macros={"MY_TOKEN": "t0ken-value"}))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from random import Random
+
+import pytest
+
+from vertex_launch.errors import LaunchError, NotFound, OutcomeUnknown, Problem, Transient
+from vertex_launch.retry import ATTEMPTS, retrying
+
+
+class SleepRecorder:
+    """A clock on which sleeping takes no time and is written down."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
+    def monotonic(self) -> float:
+        return sum(self.slept)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+class Call:
+    """Raises the given errors one after the other, then returns 'done'."""
+
+    def __init__(self, *errors: LaunchError) -> None:
+        self.errors = list(errors)
+        self.count = 0
+
+    async def __call__(self) -> str:
+        self.count += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+async def test_a_transient_failure_is_tried_again():
+    clock, call = SleepRecorder(), Call(Transient("1"), Transient("2"))
+    assert await retrying(call, clock=clock, random=Random(1)) == "done"
+    assert call.count == 3
+    assert len(clock.slept) == 2
+
+
+async def test_the_last_failure_is_raised_after_the_bound():
+    clock, call = SleepRecorder(), Call(*(Transient(str(number)) for number in range(10)))
+    with pytest.raises(Transient, match=str(ATTEMPTS - 1)):
+        await retrying(call, clock=clock, random=Random(1))
+    assert call.count == ATTEMPTS
+
+
+async def test_pauses_are_drawn_below_a_growing_ceiling():
+    pauses = []
+    for seed in range(200):
+        clock = SleepRecorder()
+        call = Call(*(Transient("") for _ in range(ATTEMPTS - 1)))
+        await retrying(call, clock=clock, random=Random(seed))
+        pauses.append(clock.slept)
+    for attempt, column in enumerate(zip(*pauses, strict=True)):
+        ceiling = 0.5 * 2**attempt
+        assert max(column) <= ceiling
+        assert max(column) > ceiling * 0.8
+        assert min(column) < ceiling * 0.2
+
+
+async def test_a_pause_is_never_shorter_than_the_other_side_asked_for():
+    clock = SleepRecorder()
+    await retrying(Call(Transient("", retry_after_seconds=7.5)), clock=clock, random=Random(1))
+    assert clock.slept == [7.5]
+
+
+async def test_a_long_pause_is_left_to_the_caller():
+    clock, call = SleepRecorder(), Call(Transient("", retry_after_seconds=3600))
+    with pytest.raises(Transient):
+        await retrying(call, clock=clock, random=Random(1))
+    assert (call.count, clock.slept) == (1, [])
+
+
+@pytest.mark.parametrize("error", [NotFound(Problem("x", "y")), OutcomeUnknown("z")])
+async def test_what_a_repetition_cannot_cure_is_raised_at_once(error):
+    call = Call(error)
+    with pytest.raises(type(error)):
+        await retrying(call, clock=SleepRecorder(), random=Random(1))
+    assert call.count == 1

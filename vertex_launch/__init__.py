@@ -1,0 +1,1 @@
+"""The rules of launching W&B runs on Vertex AI, free of Prefect."""

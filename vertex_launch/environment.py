@@ -1,0 +1,67 @@
+"""The environment of a launch's containers: W&B's exact variables, in W&B's order.
+
+Source: `LaunchProject.get_env_vars_dict` of the `wandb` package. Vertex AI expands `$(NAME)` in the
+values of variables, so what the launch itself sets is written such that it arrives as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vertex_launch.launch_context import LaunchContext
+from vertex_launch.run_spec import RunSpec
+
+# W&B's limit for one variable on every resource but SageMaker.
+MAX_VALUE_CHARACTERS: Final = 32_670
+
+
+def launch_environment(run_spec: RunSpec, context: LaunchContext) -> dict[str, str]:
+    """Return the variables that every container of the launch's image gets, in order."""
+    texts: dict[str, str | None] = {
+        "WANDB_BASE_URL": context.base_url,
+        "WANDB_API_KEY": context.api_key.get_secret_value(),
+        "WANDB_PROJECT": run_spec.project,
+        "WANDB_ENTITY": run_spec.entity,
+        "WANDB_LAUNCH": "True",
+        "WANDB_RUN_ID": context.run_id,
+        "WANDB_DOCKER": context.image_uri,
+        "WANDB_NAME": run_spec.run_name,
+        "WANDB_USERNAME": None if context.api_key_of_author else run_spec.author,
+        "WANDB_SWEEP_ID": run_spec.sweep_id,
+        "WANDB_RESUME": "allow" if run_spec.resume_count or context.attempt > 1 else None,
+        "WANDB_LAUNCH_QUEUE_NAME": context.queue_name,
+        "WANDB_LAUNCH_QUEUE_ENTITY": context.queue_entity,
+        "WANDB_LAUNCH_TRACE_ID": context.item_id,
+    }
+    overrides = run_spec.overrides
+    artifacts = ({"_wandb_job": run_spec.job} if run_spec.job else {}) | dict(overrides.artifacts)
+    return {
+        **{name: literal_text(text) for name, text in texts.items() if text is not None},
+        **_in_chunks("WANDB_CONFIG", literal_json(overrides.run_config)),
+        **_in_chunks("WANDB_LAUNCH_FILE_OVERRIDES", literal_json(overrides.files)),
+        "WANDB_ARTIFACTS": literal_json(artifacts),
+    }
+
+
+def literal_text(text: str) -> str:
+    """Return `text` such that Vertex AI leaves a `$(NAME)` in it alone."""
+    return text.replace("$(", "$$(")
+
+
+def literal_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    r"""Return `value` as JSON in which nothing can be taken for `$(NAME)` or its escape.
+
+    A dollar sign can only stand inside of a JSON string, where `\u0024` means the same; so the text
+    is right for every reader of JSON, whatever the platform does to dollar signs.
+    """
+    text = json.dumps(value)
+    return text.replace("$", "\\u0024") if "$(" in text or "$$" in text else text
+
+
+def _in_chunks(name: str, text: str) -> dict[str, str]:
+    if len(text) <= MAX_VALUE_CHARACTERS:
+        return {name: text}
+    starts = range(0, len(text), MAX_VALUE_CHARACTERS)
+    return {f"{name}_{i}": text[start : start + MAX_VALUE_CHARACTERS] for i, start in enumerate(starts)}

@@ -1,0 +1,62 @@
+"""What an examination of a specification has found so far: everything wrong, everything doubtful."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from vertex_launch.errors import Problem
+from vertex_launch.json_value import MAX_PROBLEMS, at, kind_of, shown
+from vertex_launch.spelling import right_spelling
+
+
+class Findings:
+    """Problems (the thing cannot be launched) and warnings (it can, but look), in the order found."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._warnings: dict[str, None] = {}
+        self._refused: set[str] = set()
+        self._wrong_kinds: set[str] = set()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Each warning once."""
+        return tuple(self._warnings)
+
+    def refuse(self, where: str, what: str, why: str = "", fix: str = "") -> None:
+        """Note one problem; after a hundred of them no more are kept.
+
+        What is missing only because its value has been refused already is not noted again.
+        """
+        if what in {"missing", "empty"} and (where in self._refused or self._is_inside_wrong_kind(where)):
+            return
+        self._refused.add(where)
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(where, what, why, fix))
+
+    def has_refused(self, *roots: str) -> bool:
+        """Tell whether something at or below one of `roots` has been refused."""
+        return any(where == root or _is_below(where, root) for where in self._refused for root in roots)
+
+    def _is_inside_wrong_kind(self, where: str) -> bool:
+        return any(_is_below(where, outer) for outer in self._wrong_kinds)
+
+    def warn(self, where: str, what: str) -> None:
+        """Note something doubtful at `where`."""
+        if len(self._warnings) < MAX_PROBLEMS:
+            self._warnings[f"{where}: {what}"] = None
+
+    def expected(self, where: str, wanted: str, got: object, fix: str = "") -> None:
+        """Note a value of the wrong kind; the value itself is not shown, it may be a secret."""
+        self.refuse(where, f"expected {wanted}, got {kind_of(got)}", fix=fix)
+        self._wrong_kinds.add(where)
+
+    def unknown_key(self, where: str, key: str, known: Collection[str], owner: str) -> None:
+        """Note a key that `owner` does not have, with the right spelling where there is one."""
+        meant = right_spelling(key, known)
+        fix = f"Did you mean {meant}?" if meant else f"Known are: {', '.join(sorted(known))}."
+        self.refuse(at(where, key), f"{shown(key)} is not a field of {owner}", fix=fix)
+
+
+def _is_below(path: str, outer: str) -> bool:
+    return path.startswith((f"{outer}.", f"{outer}["))

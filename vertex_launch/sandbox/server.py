@@ -1,0 +1,197 @@
+"""Both servers of the sandbox on one event loop: W&B's backend, and Vertex AI over REST and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import grpc.aio
+import uvicorn
+from starlette.applications import Starlette
+
+from vertex_launch.sandbox.images import IMAGES
+from vertex_launch.sandbox.records import Records
+from vertex_launch.sandbox.vertex_backend import VertexBackend
+from vertex_launch.sandbox.vertex_grpc import add_job_service
+from vertex_launch.sandbox.vertex_rest import vertex_app
+from vertex_launch.sandbox.wandb_app import wandb_app
+from vertex_launch.sandbox.wandb_backend import WandbBackend
+
+HOST = "127.0.0.1"
+# W&B's clients accept keys of at least 40 characters; this one says what it is.
+DEFAULT_API_KEY = "sandbox_key_that_opens_nothing_but_the_sandbox_itself"
+STOP_SECONDS = 2.0
+
+
+class Sandbox:
+    """W&B's backend and Vertex AI's job service, up while the context is open.
+
+    Port 0 picks a free one. With `state` everything is kept in that SQLite file and taken up again;
+    without it everything is gone at the end. `images` adds to the images there are. `queued_seconds`
+    and `pending_seconds` are how long a job stays in those states; with `is_manual` jobs run nowhere and
+    are moved by `vertex.set_state` only.
+
+    Raises OSError on entering if a port is taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        wandb_port: int = 0,
+        vertex_rest_port: int = 0,
+        vertex_grpc_port: int = 0,
+        state: Path | None = None,
+        entity: str = "sandbox",
+        api_key: str | None = None,
+        lease_seconds: float = 60.0,
+        queued_seconds: float = 0.2,
+        pending_seconds: float = 0.3,
+        is_manual: bool = False,
+        images: Mapping[str, Sequence[str]] | None = None,
+        workdir: Path | None = None,
+    ) -> None:
+        self.entity = entity
+        self.api_key = api_key or DEFAULT_API_KEY
+        self.wandb_url = self.vertex_rest_url = self.vertex_grpc_url = ""
+        self._ports = (wandb_port, vertex_rest_port, vertex_grpc_port)
+        self._records = Records(state)
+        self._stack = contextlib.AsyncExitStack()
+        if workdir is None and state is not None:
+            workdir = state.with_name(f"{state.name}.jobs")
+        if workdir is None:
+            workdir = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vertex-sandbox-")))
+        self.wandb = WandbBackend(
+            self._records, entity=entity, api_key=self.api_key, lease_seconds=lease_seconds
+        )
+        self.vertex = VertexBackend(
+            self._records,
+            workdir=workdir,
+            images={**IMAGES, **(images or {})},
+            queued_seconds=queued_seconds,
+            pending_seconds=pending_seconds,
+            is_manual=is_manual,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _open(self) -> None:
+        wandb_port, rest_port, grpc_port = self._ports
+        self._stack.callback(self._records.close)
+        await self.vertex.start()
+        self._stack.push_async_callback(self.vertex.aclose)
+        grpc_port = await self._stack.enter_async_context(_serving_jobs(self.vertex, grpc_port))
+        self.vertex_grpc_url = f"grpc://{HOST}:{grpc_port}"
+        self.vertex_rest_url = await self._stack.enter_async_context(
+            _serving(vertex_app(self.vertex), rest_port)
+        )
+        self.wandb_url = await self._stack.enter_async_context(_serving(wandb_app(self.wandb), wandb_port))
+        self.wandb.base_url = self.wandb_url
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _serving_jobs(backend: VertexBackend, port: int) -> AsyncGenerator[int]:
+    """Serve the job service over gRPC and yield its port."""
+    # Without this a second server could have the same port, and each would get some of the calls.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    add_job_service(server, backend)
+    try:
+        port = server.add_insecure_port(f"{HOST}:{port}")
+    except RuntimeError as error:
+        raise OSError(errno.EADDRINUSE, f"{HOST}:{port} cannot be listened on") from error
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(grace=None)
+
+
+@contextlib.asynccontextmanager
+async def _serving(app: Starlette, port: int) -> AsyncGenerator[str]:
+    """Serve an app in this event loop and yield its URL; signals stay with whoever runs the loop."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"{HOST}:{port} cannot be listened on") from error
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(STOP_SECONDS)
+    )
+    server = _QuietServer(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            if serving.done():
+                await serving
+            await asyncio.sleep(0.005)
+        yield f"http://{HOST}:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+class _QuietServer(uvicorn.Server):
+    """A server inside of somebody else's process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave the process' signal handlers alone."""
+        yield
+
+
+async def serve(
+    *,
+    wandb_port: int = 0,
+    vertex_rest_port: int = 0,
+    vertex_grpc_port: int = 0,
+    state: Path | None = None,
+    entity: str = "sandbox",
+    api_key: str | None = None,
+    images: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; print one JSON line with the URLs when ready."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Sandbox(
+        wandb_port=wandb_port,
+        vertex_rest_port=vertex_rest_port,
+        vertex_grpc_port=vertex_grpc_port,
+        state=state,
+        entity=entity,
+        api_key=api_key,
+        images=images,
+    ) as sandbox:
+        ready = {
+            "wandb_url": sandbox.wandb_url,
+            "vertex_rest_url": sandbox.vertex_rest_url,
+            "vertex_grpc_url": sandbox.vertex_grpc_url,
+            "entity": sandbox.entity,
+            "api_key": sandbox.api_key,
+            "pid": os.getpid(),
+        }
+        sys.stdout.write(json.dumps(ready) + "\n")
+        sys.stdout.flush()
+        await stop.wait()

@@ -1,0 +1,61 @@
+"""The job service of the sandbox over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from vertex_launch.sandbox.vertex_backend import VertexBackend
+from vertex_launch.sandbox.vertex_refusal import VertexRefusal
+from vertex_launch.vertex_sdk import (
+    CancelCustomJobRequest,
+    CreateCustomJobRequest,
+    DeleteCustomJobRequest,
+    GetCustomJobRequest,
+    ListCustomJobsRequest,
+)
+
+_SERVICE: Final = "google.cloud.aiplatform.v1.JobService"
+
+
+def add_job_service(server: grpc.aio.Server, backend: VertexBackend) -> None:
+    """Let `server` answer the CustomJob calls of JobService from `backend`."""
+
+    def cancel(request: Any) -> Message:
+        backend.cancel(request.name)
+        return Empty()
+
+    def page(request: Any) -> Message:
+        return backend.list(
+            request.parent, request.filter, request.page_size, request.page_token, request.read_mask
+        )
+
+    handlers = {
+        "CreateCustomJob": _handler(
+            CreateCustomJobRequest, lambda request: backend.create(request.parent, request.custom_job)
+        ),
+        "GetCustomJob": _handler(GetCustomJobRequest, lambda request: backend.get(request.name)),
+        "ListCustomJobs": _handler(ListCustomJobsRequest, page),
+        "CancelCustomJob": _handler(CancelCustomJobRequest, cancel),
+        "DeleteCustomJob": _handler(DeleteCustomJobRequest, lambda request: backend.delete(request.name)),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+
+
+def _handler(request_type: Any, answer: Callable[[Any], Message]) -> grpc.RpcMethodHandler[Any, Message]:
+    async def respond(request: Any, context: grpc.aio.ServicerContext[Any, Message]) -> Message:
+        try:
+            return answer(request)
+        except VertexRefusal as refusal:
+            await context.abort(refusal.status, refusal.message)
+
+    return grpc.unary_unary_rpc_method_handler(
+        respond,  # pyright: ignore[reportArgumentType]  # the stubs know handlers of the threaded server only
+        request_deserializer=request_type.pb().FromString,
+        response_serializer=lambda message: message.SerializeToString(),
+    )

@@ -1,0 +1,41 @@
+"""How the Vertex AI backend of the sandbox says no: the same refusal for gRPC and for REST."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+
+
+class VertexRefusal(Exception):
+    """A call that Vertex AI would not carry out: `status` for gRPC, `http_status` for REST."""
+
+    def __init__(self, status: grpc.StatusCode, http_status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.http_status = http_status
+        self.message = message
+
+
+def invalid_argument(message: str) -> VertexRefusal:
+    """Return the refusal of a malformed request."""
+    return VertexRefusal(grpc.StatusCode.INVALID_ARGUMENT, 400, message)
+
+
+def not_found(message: str) -> VertexRefusal:
+    """Return the refusal of a call about something that is not there."""
+    return VertexRefusal(grpc.StatusCode.NOT_FOUND, 404, message)
+
+
+def failed_precondition(message: str) -> VertexRefusal:
+    """Return the refusal of a call that comes at the wrong time."""
+    return VertexRefusal(grpc.StatusCode.FAILED_PRECONDITION, 400, message)
+
+
+def field_errors(errors: Sequence[tuple[str, str]]) -> VertexRefusal:
+    """Return the refusal of a job: all (field, message) pairs, in the form that Vertex AI gives them."""
+    listed = "".join(
+        f"{number}.Field: {field}; Message: {message}\t"
+        for number, (field, message) in enumerate(errors, start=1)
+    )
+    return invalid_argument(f"List of found errors:\t{listed}")

@@ -1,0 +1,228 @@
+"""A CustomJob's replicas as local processes: what a container gets to see, and how it is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+KILLED: Final = 128 + signal.SIGKILL
+
+# Runs the container's program and leaves its exit code behind, also when nobody waits for it any more.
+# A signal to the group ends the program but not this shell (a trap is not inherited, unlike `trap ''`).
+# Only what is built into the shell is used, as PATH is the container's. In the end nothing of the group
+# is left, as nothing is left of a container whose program has ended.
+_WRAPPER: Final = (
+    "trap : TERM INT; directory=$1; shift; "
+    # The log is the program's: the shell's own "Terminated" does not belong there.
+    'exec 3>&2 2>/dev/null; (exec "$@" 2>&3 3>&-); code=$?; '
+    'echo "$code" > "$directory/exit_code"; kill -9 0'
+)
+_FROM_HOST: Final = (
+    "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
+_EXPANSION: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_]*)\)", re.ASCII)
+_FIRST_POLL_SECONDS: Final = 0.02
+_LONGEST_POLL_SECONDS: Final = 0.2
+
+
+class ImagePullError(Exception):
+    """A pool whose container cannot be had."""
+
+
+@dataclass(slots=True)
+class Replica:
+    """One process, with a directory that holds its scratch files, its `log` and in the end its exit code.
+
+    `process` is None after a restart of the sandbox: then the process is known by `pid` only.
+    """
+
+    name: str
+    directory: Path
+    pid: int
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def poll(self) -> int | None:
+        """Return the exit code, 128 + N for signal N as a shell has it; None while it runs."""
+        if self._is_running():
+            return None
+        try:
+            return int((self.directory / "exit_code").read_text())
+        except (FileNotFoundError, ValueError):
+            return KILLED
+
+    def _is_running(self) -> bool:
+        if self.process is not None:
+            return self.process.poll() is None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return False  # the number belongs to someone else's process by now
+        try:
+            words = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            return not Path("/proc/self").exists()
+        return os.fsencode(self.directory) in words
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the whole process group; nothing happens if it has ended."""
+        if self._is_running():
+            try:
+                os.killpg(self.pid, number)
+            except (ProcessLookupError, PermissionError):
+                return
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` needs to find the process again."""
+        return {"name": self.name, "directory": str(self.directory), "pid": self.pid}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Replica:
+        """Return a replica that an earlier sandbox started."""
+        return cls(record["name"], Path(record["directory"]), record["pid"])
+
+
+def start_replicas(job: Any, directory: Path, images: Mapping[str, Sequence[str]]) -> list[Replica]:
+    """Start one process per replica of every pool, workerpool0-0 first.
+
+    Raises:
+        ImagePullError: if a pool's image is not in `images`, or the pool is no container.
+    """
+    specs: Sequence[Any] = job.job_spec.worker_pool_specs
+    pools = list(enumerate(specs))
+    programs = {index: _program(pool, images) for index, pool in pools if pool.WhichOneof("task")}
+    cluster = {
+        f"workerpool{index}": [
+            f"127.0.0.1:{2222 + 100 * index + number}" for number in range(pool.replica_count)
+        ]
+        for index, pool in pools
+        if index in programs
+    }
+    replicas: list[Replica] = []
+    try:
+        for index, pool in pools:
+            for number in range(pool.replica_count if index in programs else 0):
+                home = directory / f"workerpool{index}-{number}"
+                environment = _environment(job, pool, home, cluster, (f"workerpool{index}", number))
+                arguments = [_expanded(word, environment) for word in programs[index]]
+                replicas.append(_start(home, arguments, environment))
+    except (OSError, ValueError):
+        for replica in replicas:
+            replica.send(signal.SIGKILL)
+        raise
+    return replicas
+
+
+def _program(pool: Any, images: Mapping[str, Sequence[str]]) -> list[str]:
+    if pool.WhichOneof("task") == "python_package_spec":
+        image = pool.python_package_spec.executor_image_uri
+        raise ImagePullError(
+            f"Failed to pull the container image {image}: the sandbox runs containers only,"
+            " not Python packages."
+        )
+    container = pool.container_spec
+    entrypoint = _entrypoint(container.image_uri, images)
+    if entrypoint is None:
+        raise ImagePullError(f"Failed to pull the container image {container.image_uri}: manifest unknown.")
+    return [*(container.command or entrypoint), *container.args]
+
+
+def _entrypoint(image_uri: str, images: Mapping[str, Sequence[str]]) -> Sequence[str] | None:
+    if image_uri in images:
+        return images[image_uri]
+    without_digest = image_uri.partition("@")[0]
+    return images.get(re.sub(r":[^:/]*$", "", without_digest))
+
+
+def _environment(
+    job: Any, pool: Any, home: Path, cluster: Mapping[str, list[str]], task: tuple[str, int]
+) -> dict[str, str]:
+    _, project, _, _, _, job_id = job.name.split("/")
+    task_type, index = task
+    cluster_spec = {
+        "cluster": cluster,
+        "environment": "cloud",
+        "task": {"type": task_type, "index": index},
+        "job": job_id,
+    }
+    environment = {name: os.environ[name] for name in _FROM_HOST if name in os.environ}
+    # The sandbox's own interpreter is the `python` of its containers.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment |= {
+        "HOME": str(home / "scratch"),
+        "CLOUD_ML_PROJECT_ID": project,
+        "CLOUD_ML_JOB_ID": job_id,
+        "CLUSTER_SPEC": json.dumps(cluster_spec),
+    }
+    output: str = job.job_spec.base_output_directory.output_uri_prefix.rstrip("/")
+    if output:
+        environment |= {
+            "AIP_MODEL_DIR": f"{output}/model/",
+            "AIP_CHECKPOINT_DIR": f"{output}/checkpoints/",
+            "AIP_TENSORBOARD_LOG_DIR": f"{output}/logs/",
+        }
+    if job.job_spec.tensorboard:
+        environment["AIP_TENSORBOARD_RESOURCE_NAME"] = job.job_spec.tensorboard
+    for variable in pool.container_spec.env:  # each may refer to those before it
+        environment[variable.name] = _expanded(variable.value, environment)
+    return environment
+
+
+def _expanded(word: str, environment: Mapping[str, str]) -> str:
+    """Fill $(NAME) as Vertex AI does: an unknown name stays as it is, and $$ stands for one $."""
+
+    def filled(match: re.Match[str]) -> str:
+        if match.group() == "$$":
+            return "$"
+        return environment.get(match.group(1), match.group())
+
+    return _EXPANSION.sub(filled, word)
+
+
+def _start(home: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Replica:
+    scratch = home / "scratch"
+    scratch.mkdir(parents=True)
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603  # running the job's program is the point
+            ["/bin/sh", "-c", _WRAPPER, "sh", str(home), *arguments],
+            cwd=scratch,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Replica(home.name, home, process.pid, process)
+
+
+async def wait_for(replicas: Sequence[Replica], *, until: float | None = None) -> bool:
+    """Return True once all replicas have ended, False if `until` (seconds since the epoch) comes first."""
+    poll_seconds = _FIRST_POLL_SECONDS
+    while any(replica.poll() is None for replica in replicas):
+        if until is not None and time.time() >= until:
+            return False
+        left = poll_seconds if until is None else min(poll_seconds, max(0.0, until - time.time()))
+        await asyncio.sleep(left)
+        poll_seconds = min(2 * poll_seconds, _LONGEST_POLL_SECONDS)
+    return True
+
+
+async def end_replicas(replicas: Sequence[Replica], *, grace_seconds: float) -> None:
+    """End processes as a container runtime does: SIGTERM, and SIGKILL for what is left after a while."""
+    for replica in replicas:
+        replica.send(signal.SIGTERM)
+    if not await wait_for(replicas, until=time.time() + grace_seconds):
+        for replica in replicas:
+            replica.send(signal.SIGKILL)
+        await wait_for(replicas)

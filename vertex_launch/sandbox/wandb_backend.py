@@ -1,0 +1,154 @@
+"""W&B's backend, as far as launching, running and reading runs goes: all its state and rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from pydantic import SecretStr
+
+from vertex_launch.sandbox.records import Records
+from vertex_launch.sandbox.wandb_agents import Agents
+from vertex_launch.sandbox.wandb_artifacts import Artifacts
+from vertex_launch.sandbox.wandb_id import make_id
+from vertex_launch.sandbox.wandb_items import Items, QueueItem
+from vertex_launch.sandbox.wandb_queues import LAUNCH_PROJECT, Queues, RunQueue
+from vertex_launch.sandbox.wandb_refusal import WandbRefusal
+from vertex_launch.sandbox.wandb_runs import Run, Runs
+from vertex_launch.sandbox.wandb_storage import Storage
+from vertex_launch.sandbox.wandb_table import Table
+
+USERNAME = "sandbox-user"
+
+
+class WallClock(Protocol):
+    """Tells the time; tests hand in one that they advance."""
+
+    def now(self) -> datetime:
+        """Return the current time, with a time zone."""
+        ...
+
+
+class _UtcClock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+@dataclass
+class Project:
+    """A named place for runs, queues and artifacts."""
+
+    id: str
+    internal_id: int
+    entity: str
+    name: str
+    created_at: str
+
+    @property
+    def key(self) -> str:
+        """`entity/project`."""
+        return f"{self.entity}/{self.name}"
+
+
+class WandbBackend:
+    """One team, one user and one API key; everything else comes and goes through the wire.
+
+    All state is in `records`: a backend opened on the same records goes on where the last one stopped.
+    `lease_seconds` is how long a popped item waits for its ack, `heartbeat_seconds` how long a running
+    run may be silent before it counts as crashed.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        entity: str,
+        api_key: str | SecretStr,
+        lease_seconds: float = 60.0,
+        heartbeat_seconds: float = 300.0,
+        clock: WallClock | None = None,
+    ) -> None:
+        self.entity = entity
+        self.api_key = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
+        self._clock: WallClock = clock or _UtcClock()
+        self._records = records
+        now = self._clock.now
+        self._projects = Table(records, "project", Project)
+        self.storage = Storage(records)
+        self.queues = Queues(records, now)
+        self.items = Items(records, now, lease_seconds=lease_seconds)
+        self.agents = Agents(records, now)
+        self.runs = Runs(records, now, heartbeat_seconds=heartbeat_seconds)
+        self.artifacts = Artifacts(records, self.storage, now)
+        self.ensure_project(entity, LAUNCH_PROJECT)
+
+    @property
+    def base_url(self) -> str:
+        """Where clients reach the backend, e.g. `http://127.0.0.1:8080`; upload URLs start with it."""
+        return self.storage.base_url
+
+    @base_url.setter
+    def base_url(self, url: str) -> None:
+        self.storage.base_url = url.rstrip("/")
+
+    def project(self, entity: str | None, name: str | None) -> Project | None:
+        """Return a project, or None; without an entity it is the team's."""
+        return self._projects.get(f"{entity or self.entity}/{name}")
+
+    def ensure_project(self, entity: str | None, name: str) -> Project:
+        """Return a project, created if it is not there yet.
+
+        Raises:
+            WandbRefusal: 403 for another entity than the team.
+        """
+        if (entity or self.entity) != self.entity:
+            raise WandbRefusal(403, "permission denied")
+        found = self.project(entity, name)
+        if found:
+            return found
+        number = self._records.next_number("project")
+        project = Project(
+            id=make_id("Project", number),
+            internal_id=number,
+            entity=self.entity,
+            name=name,
+            created_at=self._clock.now().isoformat(),
+        )
+        self._projects.save(project)
+        return project
+
+    def queue(self, name: str) -> RunQueue:
+        """Return one of the team's launch queues.
+
+        Raises:
+            WandbRefusal: 400 if there is none of that name.
+        """
+        return self.queue_in(self.entity, LAUNCH_PROJECT, name)
+
+    def queue_in(self, entity: str, project: str, name: str) -> RunQueue:
+        """Return a queue of a project.
+
+        Raises:
+            WandbRefusal: 400 if there is none of that name.
+        """
+        queue = self.queues.named(entity, project, name)
+        if queue is None:
+            raise WandbRefusal(400, f"could not find run queue {name} in {entity}/{project}")
+        return queue
+
+    def push_raw(self, queue_name: str, text: str) -> str:
+        """Put an item on a queue whose run spec is exactly this text, and return the item's id."""
+        return self.items.push_raw(self.queue(queue_name), text).id
+
+    def item(self, item_id: str) -> QueueItem | None:
+        """Return a queue item as it stands now, or None."""
+        return self.items.get(item_id)
+
+    def run(self, project: str, name: str) -> Run | None:
+        """Return one of the team's runs as it stands now, or None."""
+        return self.runs.get(self.entity, project, name)
+
+    def stop_polling(self, agent_id: str) -> None:
+        """Ask a launch agent to stop, as the button in W&B's UI does."""
+        self.agents.stop_polling(agent_id)

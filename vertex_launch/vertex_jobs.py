@@ -1,0 +1,336 @@
+"""Vertex AI's job service for one project and region: create, get, list, cancel.
+
+One gRPC channel serves everyone in an event loop who uses the same endpoint and credentials. Google's
+generated client has neither deadline nor retry on these methods, so each call here has both of ours;
+`create` alone is never repeated, because Vertex AI would make a second job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import grpc.aio
+from google.api_core import exceptions as google
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.error_details_pb2 import RetryInfo
+
+from vertex_launch.clock import Clock, SystemClock
+from vertex_launch.errors import (
+    AuthenticationFailed,
+    NotFound,
+    OutcomeUnknown,
+    Permanent,
+    PermissionDenied,
+    Problem,
+    Refused,
+    Transient,
+)
+from vertex_launch.lifecycle import JobRecord
+from vertex_launch.retry import retrying
+from vertex_launch.vertex_sdk import (
+    CancelCustomJobRequest,
+    CreateCustomJobRequest,
+    CustomJob,
+    GetCustomJobRequest,
+    JobServiceAsyncClient,
+    JobServiceGrpcAsyncIOTransport,
+    ListCustomJobsRequest,
+)
+
+T = TypeVar("T")
+
+PAGE_SIZE = 100
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 60_000),
+    # A server that comes back is found within seconds, not after gRPC's own two minutes.
+    ("grpc.max_reconnect_backoff_ms", 10_000),
+    # Event loops and credentials have channels of their own, down to the connection.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_READ_MASK = FieldMask(
+    paths=[
+        "name", "display_name", "state", "labels", "create_time", "start_time", "end_time", "update_time",
+        "error",
+    ]
+)  # fmt: skip
+# The server's own format for what is wrong with a spec:
+# "List of found errors:\t1.Field: job_spec…; Message: …\t2.Field: …; Message: …\t".
+_FIELD_ERROR = re.compile(r"\d+\.\s*Field: (?P<field>[^;]*); Message: (?P<message>[^\t]*)")
+# The only answers after which there certainly is no job; any other failure of a create may hide one.
+_CERTAINLY_NO_JOB = (
+    google.BadRequest,
+    google.Unauthorized,
+    google.Forbidden,
+    google.NotFound,
+    google.Conflict,
+    google.TooManyRequests,
+)
+# gRPC's own words for a call that was not sent, because no token could be had for it.
+_NOT_SENT = "Getting metadata from plugin failed"
+_BAD_CREDENTIALS = re.compile(r"invalid_|unauthorized_client|deleted|disabled", re.IGNORECASE)
+_FIX_CREDENTIALS = "Check the GcpCredentials block of the queue."
+
+
+@dataclass(eq=False, slots=True)
+class _Shared:
+    """A client and how many `VertexJobs` use it; holding the credentials keeps their id theirs."""
+
+    client: Any
+    credentials: Credentials | None
+    users: int = 0
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], _Shared]] = WeakKeyDictionary()
+
+
+class VertexJobs:
+    """The custom jobs of one project and region.
+
+    `endpoint` is None for `https://{location}-aiplatform.googleapis.com`, another `https://host`, or
+    `grpc://host:port` for a local server without TLS. Nothing is opened before the first call.
+    `calls` counts the requests by method.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        location: str,
+        credentials: Credentials | None = None,
+        endpoint: str | None = None,
+        timeout_seconds: float = 30.0,
+        create_timeout_seconds: float = 60.0,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.project = project
+        self.location = location
+        self.calls: Counter[str] = Counter()
+        self._endpoint = (endpoint or f"https://{location}-aiplatform.googleapis.com").rstrip("/")
+        if not re.fullmatch(r"(?:https|grpc)://[^/\s]+", self._endpoint):
+            raise Refused(
+                Problem(
+                    where="endpoint",
+                    what=f"{self._endpoint!r} is neither https://host nor grpc://host:port",
+                    fix="Leave it empty for Google's own endpoint of the region.",
+                )
+            )
+        self._credentials = credentials
+        self._timeout_seconds = timeout_seconds
+        self._create_timeout_seconds = create_timeout_seconds
+        self._clock = clock or SystemClock()
+        self._random = random or Random()  # noqa: S311 - jitter
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def parent(self) -> str:
+        """The resource that holds the jobs."""
+        return f"projects/{self.project}/locations/{self.location}"
+
+    async def create(self, job: CustomJob, *, timeout_seconds: float | None = None) -> JobRecord:
+        """Create a job and return it; sent once, never repeated.
+
+        Raises Refused with a problem for each field that the server names, PermissionDenied or
+        AuthenticationFailed; Transient when there certainly is no job (quota); OutcomeUnknown when
+        there may be one: look for its label before creating it again.
+        """
+        where = f"job {job.display_name!r} in {self.parent}"
+        client = self._client()
+        self.calls["create"] += 1
+        try:
+            created = await client.create_custom_job(
+                request=CreateCustomJobRequest(parent=self.parent, custom_job=job),
+                timeout=timeout_seconds or self._create_timeout_seconds,
+                retry=None,
+            )
+        except google.GoogleAPICallError as error:
+            if isinstance(error, _CERTAINLY_NO_JOB) or _NOT_SENT in _message(error):
+                raise _translated(error, where) from error
+            raise OutcomeUnknown(
+                f"{where}: Vertex AI did not say whether it created the job: {_message(error)}"
+            ) from error
+        return as_record(_raw(created))
+
+    async def get(self, name: str) -> JobRecord:
+        """Return one job. Raises NotFound when it does not exist, Transient after the last retry."""
+
+        async def send(client: Any) -> Any:
+            request = GetCustomJobRequest(name=name)
+            return await client.get_custom_job(request=request, timeout=self._timeout_seconds, retry=None)
+
+        return as_record(_raw(await self._call("get", f"job {name}", send)))
+
+    async def list(self, filter: str) -> tuple[JobRecord, ...]:  # noqa: A002 - the API's own word
+        """Return every job that matches an AIP-160 filter, by pages of 100."""
+        records: list[JobRecord] = []
+        token = ""
+        while True:
+            page = await self._page(filter, token)
+            records += [as_record(job) for job in page.custom_jobs]
+            token = page.next_page_token
+            if not token:
+                return tuple(records)
+
+    async def cancel(self, name: str) -> None:
+        """Ask for a job's end; a job that has ended already is fine. Raises NotFound for no such job."""
+
+        async def send(client: Any) -> None:
+            request = CancelCustomJobRequest(name=name)
+            try:
+                await client.cancel_custom_job(request=request, timeout=self._timeout_seconds, retry=None)
+            except google.FailedPrecondition:
+                # What the server answers for a job that has ended is not documented; this would be it.
+                return
+
+        await self._call("cancel", f"job {name}", send)
+
+    async def aclose(self) -> None:
+        """Let go of the channel; the last of those who share it closes it."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        clients = _shared[loop]
+        shared = clients[self._key]
+        shared.users -= 1
+        if shared.users == 0:
+            del clients[self._key]
+            await shared.client.transport.close()
+
+    async def _page(self, selection: str, token: str) -> Any:
+        async def send(client: Any) -> Any:
+            request = ListCustomJobsRequest(
+                parent=self.parent,
+                filter=selection,
+                page_size=PAGE_SIZE,
+                page_token=token,
+                read_mask=_READ_MASK,
+            )
+            pager = await client.list_custom_jobs(request=request, timeout=self._timeout_seconds, retry=None)
+            async for page in pager.pages:
+                return _raw(page)
+            raise AssertionError("a pager has at least one page")
+
+        return await self._call("list", f"the jobs of {self.parent}", send)
+
+    async def _call(self, method: str, where: str, send: Callable[[Any], Awaitable[T]]) -> T:
+        async def once() -> T:
+            client = self._client()
+            self.calls[method] += 1
+            try:
+                return await send(client)
+            except google.GoogleAPICallError as error:
+                raise _translated(error, where) from error
+
+        return await retrying(once, clock=self._clock, random=self._random)
+
+    @property
+    def _key(self) -> tuple[str, int]:
+        return (self._endpoint, id(self._credentials))
+
+    def _client(self) -> Any:
+        loop = asyncio.get_running_loop()
+        clients = _shared.setdefault(loop, {})
+        if self._loop is not loop:
+            if self._key not in clients:
+                client = _open_client(self._endpoint, self._credentials)
+                clients[self._key] = _Shared(client, self._credentials)
+            clients[self._key].users += 1
+            self._loop = loop
+        return clients[self._key].client
+
+
+def as_record(job: Any) -> JobRecord:
+    """Return a CustomJob as a record; takes the protobuf message, whose fields are cheap to read."""
+    return JobRecord(
+        name=job.name,
+        state=job.state,
+        display_name=job.display_name,
+        labels=dict(job.labels),
+        create_time=_time(job, "create_time"),
+        start_time=_time(job, "start_time"),
+        end_time=_time(job, "end_time"),
+        update_time=_time(job, "update_time"),
+        error_code=job.error.code,
+        error_message=job.error.message,
+    )
+
+
+def _raw(message: Any) -> Any:
+    return cast("Any", type(message)).pb(message)
+
+
+def _time(job: Any, field: str) -> datetime | None:
+    return getattr(job, field).ToDatetime(tzinfo=UTC) if job.HasField(field) else None
+
+
+def _open_client(endpoint: str, credentials: Credentials | None) -> JobServiceAsyncClient:
+    scheme, _, host = endpoint.partition("://")
+    if scheme == "grpc":
+        channel = grpc.aio.insecure_channel(host, options=_CHANNEL_OPTIONS)
+    else:
+        transport = cast("Any", JobServiceGrpcAsyncIOTransport)
+        try:
+            channel = transport.create_channel(
+                host if ":" in host else f"{host}:443", credentials=credentials, options=_CHANNEL_OPTIONS
+            )
+        except GoogleAuthError as error:
+            raise AuthenticationFailed(
+                Problem("Google credentials", f"they cannot be used: {error}", fix=_FIX_CREDENTIALS)
+            ) from error
+    return JobServiceAsyncClient(transport=JobServiceGrpcAsyncIOTransport(channel=channel))
+
+
+def _translated(error: google.GoogleAPICallError, where: str) -> Permanent | Transient:
+    message = _message(error)
+    if isinstance(error, google.Unauthorized) or (_NOT_SENT in message and _BAD_CREDENTIALS.search(message)):
+        return AuthenticationFailed(
+            Problem(where, f"Google does not accept the credentials: {message}", fix=_FIX_CREDENTIALS)
+        )
+    if isinstance(error, google.Forbidden):
+        return PermissionDenied(
+            Problem(
+                where,
+                f"Vertex AI says no: {message}",
+                why="the service account needs aiplatform.customJobs.create, get, list and cancel",
+                fix="Grant it the role Vertex AI User, and iam.serviceAccounts.actAs on the job's account.",
+            )
+        )
+    if isinstance(error, google.NotFound):
+        return NotFound(Problem(where, f"Vertex AI does not find it: {message}"))
+    if isinstance(error, google.TooManyRequests):
+        return Transient(
+            f"{where}: Vertex AI's quota is used up: {message}", retry_after_seconds=_retry_after(error)
+        )
+    if isinstance(error, google.ClientError) and not isinstance(error, google.Cancelled | google.Aborted):
+        return Refused(_problems(message, where))
+    return Transient(f"{where}: Vertex AI could not be asked: {message}")
+
+
+def _message(error: google.GoogleAPICallError) -> str:
+    return str(cast("Any", error).message)
+
+
+def _retry_after(error: google.GoogleAPICallError) -> float | None:
+    for detail in cast("Any", error).details:
+        if isinstance(detail, RetryInfo):
+            return detail.retry_delay.ToTimedelta().total_seconds()
+    return None
+
+
+def _problems(message: str, where: str) -> Sequence[Problem]:
+    found = [
+        Problem(f"{where}: {match['field']}", match["message"].strip(), why="Vertex AI refused it")
+        for match in _FIELD_ERROR.finditer(message)
+    ]
+    return found or [Problem(where, f"Vertex AI refused it: {message}")]

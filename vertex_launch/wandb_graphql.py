@@ -1,0 +1,231 @@
+"""GraphQL over HTTP as W&B's server speaks it: one request, its answer or the error it stands for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from random import Random
+from typing import Any, cast
+
+import httpx
+
+from vertex_launch.clock import Clock
+from vertex_launch.errors import (
+    AuthenticationFailed,
+    Conflict,
+    NotFound,
+    Permanent,
+    PermissionDenied,
+    Problem,
+    Refused,
+    Transient,
+)
+from vertex_launch.retry import retrying
+from vertex_launch.wandb_endpoint import WandbEndpoint, authorize_url
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+_MAX_QUOTED_CHARACTERS = 500
+_STATUS_OF_MESSAGE = tuple(
+    (re.compile(text, re.IGNORECASE), status)
+    for text, status in (
+        (r"rate limit|too many requests", HTTPStatus.TOO_MANY_REQUESTS),
+        (r"internal (?:server )?error|timed? ?out|deadline exceeded|unavailable", HTTPStatus.BAD_GATEWAY),
+        (r"already claimed|not eligible to be claimed", HTTPStatus.CONFLICT),
+        (r"permission denied|not authori[sz]ed|forbidden", HTTPStatus.FORBIDDEN),
+        (r"not found|does not exist", HTTPStatus.NOT_FOUND),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A GraphQL document and what the answer's errors are to be about.
+
+    `is_idempotent` allows sending it again after a failure.
+    """
+
+    name: str
+    document: str
+    is_idempotent: bool = True
+
+
+class WandbGraphql:
+    """Sends operations to one W&B server; counts them in `calls` by name, repetitions included."""
+
+    def __init__(
+        self,
+        endpoint: WandbEndpoint,
+        *,
+        timeout_seconds: float,
+        clock: Clock,
+        random: Random,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.calls: Counter[str] = Counter()
+        self._endpoint = endpoint
+        self._clock = clock
+        self._random = random
+        self._http = httpx.AsyncClient(
+            base_url=endpoint.base_url,
+            timeout=httpx.Timeout(timeout_seconds),
+            limits=httpx.Limits(max_connections=20, max_keepalive_connections=10),
+            transport=transport,
+            # The key goes to the server that the endpoint names, never to where netrc or a proxy point.
+            auth=httpx.BasicAuth("api", endpoint.api_key.get_secret_value()),
+            headers={"User-Agent": "prefect-vertex-launch"},
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def execute(self, operation: Operation, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer's `data`.
+
+        Raises AuthenticationFailed, PermissionDenied, NotFound, Conflict or Refused by what the server
+        says, and Transient after the last try.
+        """
+        text = await self.send(operation, variables)
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Transient(f"W&B's answer to {operation.name} is not readable JSON") from error
+        return self.data_of(operation, answer)
+
+    async def send(self, operation: Operation, variables: Mapping[str, Any]) -> str:
+        """Return the answer's text as it is, for operations whose answer may be no JSON at all."""
+        body = {"query": operation.document, "variables": variables, "operationName": operation.name}
+
+        async def once() -> str:
+            self.calls[operation.name] += 1
+            return await self._read("POST", "/graphql", operation.name, json=body)
+
+        if not operation.is_idempotent:
+            return await once()
+        return await retrying(once, clock=self._clock, random=self._random)
+
+    async def download(self, url: str, *, max_bytes: int) -> str:
+        """Return the text of a file of the server's, by its address or path.
+
+        The key is sent only to the server itself: a signed address of a bucket needs none.
+        """
+        own = httpx.URL(self._endpoint.base_url)
+        target = own.join(url)
+        is_own = (target.scheme, target.host, target.port) == (own.scheme, own.host, own.port)
+        auth = httpx.USE_CLIENT_DEFAULT if is_own else None
+
+        async def once() -> str:
+            self.calls["download"] += 1
+            return await self._read("GET", target, "download", auth=auth, max_bytes=max_bytes)
+
+        return await retrying(once, clock=self._clock, random=self._random)
+
+    def data_of(self, operation: Operation, answer: object) -> dict[str, Any]:
+        """Return the `data` of an answer, or raise what its `errors` say."""
+        if not isinstance(answer, dict):
+            raise Transient(f"W&B's answer to {operation.name} is not a JSON object")
+        fields = cast("dict[str, Any]", answer)
+        if fields.get("errors"):
+            message = _messages(fields["errors"])
+            raise self._error(_status_of(message), operation.name, message)
+        data: Any = fields.get("data")
+        if not isinstance(data, dict):
+            raise Transient(f"W&B's answer to {operation.name} has no data")
+        return cast("dict[str, Any]", data)
+
+    async def _read(
+        self,
+        method: str,
+        url: httpx.URL | str,
+        name: str,
+        *,
+        max_bytes: int = MAX_ANSWER_BYTES,
+        **options: Any,
+    ) -> str:
+        try:
+            async with self._http.stream(method, url, **options) as response:
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > max_bytes:
+                        break
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            reason = type(error).__name__
+            raise Transient(f"W&B at {self._endpoint.base_url} did not answer {name}: {reason}") from error
+        text = body.decode("utf-8", errors="replace")
+        if response.is_success:
+            return text
+        raise self._error(response.status_code, name, _messages_in(text), self._retry_after(response))
+
+    def _error(
+        self, status: int, name: str, message: str, retry_after_seconds: float | None = None
+    ) -> Permanent | Transient:
+        base_url, key = self._endpoint.base_url, self._endpoint.api_key.get_secret_value()
+        message = message.replace(key, "…") if key else message
+        said = f"W&B at {base_url} refused {name} ({int(status)})" + (f": {message}" if message else "")
+        if status == HTTPStatus.UNAUTHORIZED:
+            return AuthenticationFailed(
+                Problem(
+                    "W&B API key",
+                    f"{base_url} does not accept it",
+                    why="a key belongs to one W&B server",
+                    fix=f"Put the key from {authorize_url(base_url)} into the block WandbCredentials, "
+                    "with this server's base_url.",
+                )
+            )
+        if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT} or status >= 500:
+            return Transient(said, retry_after_seconds=retry_after_seconds)
+        kind = {403: PermissionDenied, 404: NotFound, 409: Conflict}.get(status, Refused)
+        return kind(Problem(name, said))
+
+    def _retry_after(self, response: httpx.Response) -> float | None:
+        value = response.headers.get("Retry-After", "").strip()
+        if value.isdecimal():
+            return float(value)
+        try:
+            moment = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - self._clock.now()).total_seconds())
+
+
+def _messages_in(text: str) -> str:
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return text.strip()[:_MAX_QUOTED_CHARACTERS]
+    if isinstance(answer, dict) and "errors" in answer:
+        return _messages(cast("dict[str, Any]", answer)["errors"])
+    return text.strip()[:_MAX_QUOTED_CHARACTERS]
+
+
+def _status_of(message: str) -> int:
+    """Return the HTTP status that a GraphQL error stands for: its own is 200 on some servers."""
+    for pattern, status in _STATUS_OF_MESSAGE:
+        if pattern.search(message):
+            return status
+    return HTTPStatus.BAD_REQUEST
+
+
+def _messages(errors: Any) -> str:
+    entries = cast("list[Any]", errors) if isinstance(errors, list) else [errors]
+    texts = [
+        str(cast("dict[str, Any]", entry).get("message", "")) if isinstance(entry, dict) else str(entry)
+        for entry in entries
+    ]
+    return "; ".join(text for text in texts if text)[:_MAX_QUOTED_CHARACTERS]
+
+
+def at(data: Mapping[str, Any], *path: str) -> dict[str, Any] | None:
+    """Return the object at a path of an answer, or None where something on the way is null."""
+    value: Any = data
+    for field in path:
+        value = cast("dict[str, Any]", value).get(field) if isinstance(value, dict) else None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
