@@ -12,6 +12,7 @@ import logging
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 import httpx
@@ -19,12 +20,11 @@ from prefect import State, flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
-from prefect.runtime import flow_run as runtime
 from prefect.states import Cancelled, Completed
 
 from flows.launch_runs import LaunchRuns
 from flows.queue_item import QueueItem
-from flows.session import LaunchSession, LiveLaunch, in_background, open_session
+from flows.session import LaunchSession, LiveLaunch, in_background, open_session, own_flow_run_id
 from flows.slots import Slot, Slots
 from vertex_launch.errors import LaunchError
 from vertex_launch.lifecycle import StopRequest
@@ -59,6 +59,15 @@ async def agent(queue: str, drain: bool = False, max_runtime_minutes: float | No
     if reason == CANCELLED_IN_PREFECT:
         return Cancelled(message=message)
     return Completed(message=message)
+
+
+class Found(Enum):
+    """What one look for work has found."""
+
+    ITEM = auto()
+    EMPTY_QUEUE = auto()
+    NO_SLOT = auto()
+    NOTHING_KNOWN = auto()
 
 
 @dataclass(slots=True)
@@ -96,7 +105,7 @@ class Supervisor:
         self._client = client
         self._drain = drain
         self._clock = session.clock
-        self._flow_run_id = runtime.id
+        self._flow_run_id = own_flow_run_id()
         self._runs = LaunchRuns(
             client,
             block_name=session.block_name,
@@ -112,6 +121,10 @@ class Supervisor:
             None if max_runtime_minutes is None else self._clock.monotonic() + max_runtime_minutes * 60
         )
         self._carried: dict[str, asyncio.Task[None]] = {}
+        # An item whose flow run could not be made: it is ours until its lease ends.
+        self._held: PoppedItem | None = None
+        # A flow run that is just being made must not look like one that nobody carries.
+        self._booking = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stop_reason: str | None = None
         self._registration: AgentRecord | None = None
@@ -127,11 +140,14 @@ class Supervisor:
         try:
             async with (
                 in_background(self._slots.keep_renewed, "slot renewal", self._clock),
-                in_background(self._keep_adopting, "adoption", self._clock),
                 in_background(self._keep_in_touch, "heartbeat", self._clock),
             ):
-                reason = await self._serve()
-                await self._hand_over()
+                try:
+                    await self._adopt_before_serving()
+                    async with in_background(self._keep_adopting, "adoption", self._clock):
+                        reason = await self._serve()
+                finally:
+                    await self._hand_over()
         finally:
             await self._say(AgentStatus.KILLED)
         logger.info("Agent ends because %s. %s", reason, self.tally)
@@ -151,17 +167,16 @@ class Supervisor:
         while True:
             if reason := self._reason_to_end():
                 return reason
-            queue_is_empty = False
+            found = Found.NOTHING_KNOWN
             try:
-                popped = await self._start_next()
+                found = await self._start_next()
                 failures = 0
-                if popped is True:
-                    continue
-                queue_is_empty = popped is None
             except (LaunchError, httpx.HTTPError) as error:
                 failures += 1
                 logger.warning("Nothing could be taken from the queue: %s", error)
-            if self._drain and queue_is_empty and not self._carried and not self._slots.owed:
+            if found is Found.ITEM:
+                continue
+            if self._drain and found is Found.EMPTY_QUEUE and not self._carried and not self._slots.owed:
                 return DRAINED
             await self._rest(failures)
 
@@ -170,34 +185,41 @@ class Supervisor:
             return MAX_RUNTIME
         return self._stop_reason
 
-    async def _start_next(self) -> bool | None:
-        """Take one item and start its launch.
-
-        Returns True when one was started, None when the queue is empty, False when there is no slot.
-        """
+    async def _start_next(self) -> Found:
+        """Take a slot and then an item, and start its launch."""
         if not await self._slots.settle():
-            return False
+            return Found.NO_SLOT
         slot = await self._slots.try_take()
         if slot is None:
-            return False
-        assert self._registration is not None
+            return Found.NO_SLOT
+        is_started = False
         try:
-            # Dying after this line costs the item its lease, a minute, and nothing else.
-            popped = await self._session.wandb.pop(self._registration.agent_id)
-            if popped is not None:
-                await self._begin(popped, slot)
-                return True
-        except BaseException:
-            await self._slots.release(slot)
-            raise
-        await self._slots.release(slot)
-        return None
+            popped = self._held or await self._pop()
+            if popped is None:
+                return Found.EMPTY_QUEUE
+            self._held = popped
+            is_started = await self._begin(popped, slot)
+            self._held = None
+            return Found.ITEM
+        finally:
+            if not is_started:
+                await self._slots.release(slot)
 
-    async def _begin(self, popped: PoppedItem, slot: Slot) -> None:
+    async def _pop(self) -> PoppedItem | None:
+        assert self._registration is not None
+        # Dying after this line costs the item its lease, a minute, and nothing else.
+        return await self._session.wandb.pop(self._registration.agent_id)
+
+    async def _begin(self, popped: PoppedItem, slot: Slot) -> bool:
+        """Start the launch of an item; False when another agent carries it."""
         item = QueueItem.from_popped(popped)
-        flow_run = await self._runs.create(item)
-        self.tally.launched += 1
-        self._carry(flow_run, item, slot, LiveLaunch(item, flow_run.id, api_key=popped.api_key))
+        async with self._booking:
+            flow_run = await self._runs.create(item)
+            if flow_run is None:
+                return False
+            self.tally.launched += 1
+            self._carry(flow_run, item, slot, LiveLaunch(item, flow_run.id, api_key=popped.api_key))
+        return True
 
     def _carry(self, flow_run: FlowRun, item: QueueItem, slot: Slot, live: LiveLaunch) -> None:
         self._session.live[item.item_id] = live
@@ -215,7 +237,7 @@ class Supervisor:
             self.tally.ends[(state.name or state.type.value).lower()] += 1
         except Abort:
             self.tally.handed_over += 1
-            await self._runs.hand_over(flow_run.id)
+            await self._leave(flow_run)
         except Exception:
             # Its flow run is not in a final state: the next adoption pass starts it again.
             logger.exception("The launch of item %s was interrupted", live.item.item_id)
@@ -225,13 +247,31 @@ class Supervisor:
             self._carried.pop(live.item.item_id, None)
             self._wake.set()
 
+    async def _leave(self, flow_run: FlowRun) -> None:
+        """Mark a launch as one to adopt. Left unmarked it is found too, once this agent's run has ended."""
+        try:
+            await self._runs.hand_over(flow_run.id)
+        except httpx.HTTPError as error:
+            logger.warning("The launch %s could not be marked for adoption: %s", flow_run.name, error)
+
+    async def _adopt_before_serving(self) -> None:
+        """Adopt what another agent left, before anything new is started under the same limit."""
+        while not self._reason_to_end() and not await self._try_to_adopt():
+            await self._clock.sleep(self._session.block.poll_seconds)
+
     async def _keep_adopting(self) -> None:
         while True:
-            try:
-                await self._adopt()
-            except httpx.HTTPError as error:
-                logger.warning("Prefect could not be asked for unfinished launches: %s", error)
             await self._clock.sleep(ADOPTION_SECONDS)
+            await self._try_to_adopt()
+
+    async def _try_to_adopt(self) -> bool:
+        try:
+            async with self._booking:
+                await self._adopt()
+        except httpx.HTTPError as error:
+            logger.warning("Prefect could not be asked for unfinished launches: %s", error)
+            return False
+        return True
 
     async def _adopt(self) -> None:
         carried = {live.flow_run_id for live in self._session.live.values()}

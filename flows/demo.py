@@ -64,6 +64,7 @@ async def _demo(home: Path, *, keep: bool) -> int:
     started = time.monotonic()
     port = free_port()
     environment = private_environment(home, port, os.environ)
+    (home / "wandb").mkdir()  # without it wandb's command line writes its log outside of this directory
     os.environ.clear()
     os.environ.update(environment)
     async with prefect_server(home, port) as server, sandbox(home, ENTITY) as address:

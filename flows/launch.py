@@ -13,19 +13,20 @@ agent, finds its claim and its job, and goes on. The end of this process never e
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import Abort
-from prefect.runtime import flow_run as runtime
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
 from flows import outcome, take
 from flows.queue_item import QueueItem
-from flows.session import LaunchSession, LiveLaunch, current_session, enter_session
+from flows.session import LaunchSession, LiveLaunch, current_session, enter_session, own_flow_run_id
+from flows.tags import item_of
 from vertex_launch.errors import (
     Conflict,
     InvalidQueueConfig,
@@ -52,8 +53,11 @@ from vertex_launch.render import ITEM_LABEL, LaunchContext, launch_key, render
 from vertex_launch.run_spec import derive_run_id, parse_run_spec
 from vertex_launch.wandb_queue import RunPath
 
-# A remote system that is away for ten minutes costs nothing but ten minutes.
-RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0]
+# A step is tried again for about half a minute; a remote system that is away for longer makes the whole
+# launch wait and start over, for as long as it takes.
+RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
+FIRST_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 300.0
 # Vertex AI's LIST may lag behind a create whose answer was lost.
 LOOK_AGAIN_SECONDS = (2.0, 8.0)
 
@@ -86,8 +90,8 @@ async def claim(item_id: str) -> str:
     Raises InvalidRunSpec before the item is claimed, and Conflict when another agent has it.
     """
     session, live = _live(item_id)
-    if problem := live.item.as_problem():
-        raise InvalidRunSpec(problem)
+    if problems := live.item.as_problems():
+        raise InvalidRunSpec(problems)
     live.spec = parse_run_spec(live.item.payload, item_id=item_id)
     run_id = live.spec.run_id or derive_run_id(item_id)
     # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
@@ -217,14 +221,14 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
         known = session.live.get(item.item_id)
         if known is not None:
             return await _carry(session, known)
-        return await _carry(session, LiveLaunch(item=item, flow_run_id=runtime.id))
+        return await _carry(session, LiveLaunch(item=item, flow_run_id=own_flow_run_id()))
 
 
 async def _carry(session: LaunchSession, live: LiveLaunch) -> State[Any]:
     item_id = live.item.item_id
     session.live[item_id] = live
     try:
-        return await _steps(item_id, session, live)
+        return await _steps_until_settled(item_id, session, live)
     except Conflict as error:
         return Cancelled(name="Elsewhere", message=str(error))
     except Permanent as error:
@@ -233,6 +237,30 @@ async def _carry(session: LaunchSession, live: LiveLaunch) -> State[Any]:
     finally:
         live.job_ended.set()
         session.live.pop(item_id, None)
+
+
+async def _steps_until_settled(item_id: str, session: LaunchSession, live: LiveLaunch) -> State[Any]:
+    """Take the steps, from the top after each outage: what is done already is found, not repeated."""
+    pause_seconds = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await _steps(item_id, session, live)
+        except (Transient, OutcomeUnknown) as error:
+            get_run_logger().warning("Waiting %.0f s before going on: %s", pause_seconds, error)
+            await _pause_or_hand_over(session, pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            pause_seconds = min(MAX_PAUSE_SECONDS, pause_seconds * 2)
+
+
+async def _pause_or_hand_over(session: LaunchSession, pause_seconds: float) -> None:
+    pause = asyncio.create_task(session.clock.sleep(pause_seconds))
+    handover = asyncio.create_task(session.handover.wait())
+    try:
+        await asyncio.wait({pause, handover}, return_when=asyncio.FIRST_COMPLETED)
+        if session.handover.is_set():
+            raise Abort("handed over while a remote system is away")
+    finally:
+        for waiter in (pause, handover):
+            waiter.cancel()
 
 
 async def _steps(item_id: str, session: LaunchSession, live: LiveLaunch) -> State[Any]:
@@ -348,11 +376,11 @@ async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  
 
     A flow run inside of an agent is served by the agent; here the process that waited is gone.
     """
-    item_ids = [tag.removeprefix("item:") for tag in flow_run.tags if tag.startswith("item:")]
-    if not item_ids:
+    item_id = item_of(flow_run.tags)
+    if item_id is None:
         return
     async with enter_session(flow_run.parameters["queue"]) as session:
-        for job in await session.jobs.list(f'labels.{ITEM_LABEL}="{launch_key(item_ids[0])}"'):
+        for job in await session.jobs.list(f'labels.{ITEM_LABEL}="{launch_key(item_id)}"'):
             if not job.is_terminal:
                 await session.jobs.cancel(job.name)
 

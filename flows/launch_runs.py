@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import State
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import FlowRunCreate
@@ -19,12 +20,15 @@ from prefect.states import Pending, Scheduled, to_state_create
 
 from flows.launch import launch
 from flows.queue_item import QueueItem
-from flows.tags import PRODUCT_TAG, item_tag, owner_of, owner_tag, queue_tag
+from flows.tags import PRODUCT_TAG, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
+from vertex_launch.errors import Problem
 
-# A launch that crashed is started again a minute later, two, …, and left alone after the last try.
-MAX_EXECUTIONS = 8
+# A launch that crashed again and again is started again a minute later, two, …, for as long as it takes:
+# its job may run on.
 CRASH_PAUSE_SECONDS = 60.0
+MAX_CRASH_PAUSE_SECONDS = 600.0
+MAX_QUOTED_CHARACTERS = 500
 
 _MAY_BE_ORPHANED = (
     StateType.SCHEDULED,
@@ -47,27 +51,47 @@ class LaunchRuns:
     ) -> None:
         self._client = client
         self._block_name = block_name
-        self._queue_tag = queue_tag(entity, queue)
+        self._entity = entity
+        self._queue = queue
         self._owner_id = owner_id
         self._clock = clock
         self._flow_id: UUID | None = None
 
-    async def create(self, item: QueueItem) -> FlowRun:
-        """Return the flow run of an item, made now unless there is one: queue and item are its key."""
+    async def create(self, item: QueueItem) -> FlowRun | None:
+        """Return the flow run of an item, owned by this agent; None when another agent carries it.
+
+        Queue and item are its key: an item that comes a second time, after its lease had ended, goes on
+        in the flow run it has. A run spec that Prefect will not keep is replaced by the reason.
+        """
+        response = await self._post(item)
+        if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            response = await self._post(QueueItem.unusable(item.item_id, _not_kept(item, response)))
+        response.raise_for_status()
+        flow_run = FlowRun.model_validate(response.json())
+        if response.status_code == httpx.codes.CREATED:
+            return flow_run
+        if await self._still_running({owner_of(flow_run.tags)} - {None, self._owner_id}):
+            return None
+        return await self.take_over(flow_run)
+
+    async def _post(self, item: QueueItem) -> httpx.Response:
         flow_id = self._flow_id = self._flow_id or await self._client.create_flow_from_name(launch.name)
+        tags = launch_tags(self._entity, self._queue, item)
         wanted = FlowRunCreate(
             flow_id=flow_id,
             flow_version=launch.version,
-            name=item.run_name or f"item-{item.item_id}",
+            name=item.title,
             parameters={"queue": self._block_name, "item": item.model_dump(mode="json")},
-            tags=[PRODUCT_TAG, self._queue_tag, item_tag(item.item_id), owner_tag(self._owner_id)],
+            tags=[*tags, owner_tag(self._owner_id)],
             state=to_state_create(Pending()),
             # Item ids are numbers of one W&B server; the queue keeps two servers apart.
-            idempotency_key=f"{self._queue_tag}/{item.item_id}",
+            idempotency_key=f"{queue_tag(self._entity, self._queue)}/{item.item_id}",
         )
         body = wanted.model_dump(mode="json", exclude_unset=True)
-        response = await self._client.request("POST", "/flow_runs/", json=body)
-        return FlowRun.model_validate(response.json())
+        try:
+            return await self._client.request("POST", "/flow_runs/", json=body)
+        except httpx.HTTPStatusError as error:
+            return error.response
 
     async def find_orphans(self, live: set[UUID]) -> list[FlowRun]:
         """Return the unfinished launches that nobody carries, oldest first.
@@ -118,7 +142,7 @@ class LaunchRuns:
                 flow_filter=FlowFilter.model_validate({"name": {"any_": [launch.name]}}),
                 flow_run_filter=FlowRunFilter.model_validate(
                     {
-                        "tags": {"all_": [PRODUCT_TAG, self._queue_tag]},
+                        "tags": {"all_": [PRODUCT_TAG, queue_tag(self._entity, self._queue)]},
                         "state": {"type": {"any_": list(_MAY_BE_ORPHANED)}},
                     }
                 ),
@@ -141,10 +165,17 @@ class LaunchRuns:
     def _may_start(self, flow_run: FlowRun) -> bool:
         if flow_run.state is None or not flow_run.state.is_crashed():
             return True
-        if flow_run.run_count >= MAX_EXECUTIONS:
-            return False
-        pause = timedelta(seconds=CRASH_PAUSE_SECONDS * max(0, flow_run.run_count - 1))
-        return flow_run.state.timestamp + pause <= self._clock.now()
+        pause_seconds = min(MAX_CRASH_PAUSE_SECONDS, CRASH_PAUSE_SECONDS * max(0, flow_run.run_count - 1))
+        return flow_run.state.timestamp + timedelta(seconds=pause_seconds) <= self._clock.now()
+
+
+def _not_kept(item: QueueItem, response: httpx.Response) -> Problem:
+    return Problem(
+        where=f"item {item.item_id}",
+        what=f"Prefect does not keep its run spec: {response.text[:MAX_QUOTED_CHARACTERS]}",
+        why="the run spec is a parameter of the launch's flow run, so that it can be carried on later",
+        fix="Put large inputs into a W&B artifact or a bucket and pass their names.",
+    )
 
 
 async def _run(flow_run: FlowRun) -> State[Any]:

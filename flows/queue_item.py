@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from vertex_launch.errors import Problem
-from vertex_launch.wandb_queue import PoppedItem
+from vertex_launch.errors import LaunchError, Problem
+from vertex_launch.json_value import json_problems
+from vertex_launch.run_spec import derive_run_id, parse_run_spec
+from vertex_launch.wandb_queue import PoppedItem, RunPath
 
 
 class QueueItem(BaseModel):
@@ -18,37 +19,44 @@ class QueueItem(BaseModel):
     payload: Any = Field(
         default=None, title="Run spec", description="The run spec as it was popped, without its API key."
     )
-    problem: tuple[str, str, str, str] | None = Field(
-        default=None,
-        title="Problem",
+    problems: list[tuple[str, str, str, str]] = Field(
+        default=[],
+        title="Problems",
         description="Where, what, why and what to do, for an item whose run spec cannot be kept.",
     )
 
     @classmethod
     def from_popped(cls, popped: PoppedItem) -> QueueItem:
-        """Return the item as it can be stored: Prefect keeps parameters as JSON in UTF-8."""
-        problem = popped.problem
-        payload = popped.payload
-        if problem is None:
-            try:
-                json.dumps(payload, allow_nan=False, ensure_ascii=False).encode()
-            except (ValueError, RecursionError) as error:
-                problem = Problem(
-                    where=f"item {popped.item_id}",
-                    what=f"the run spec is not JSON that can be stored: {error}",
-                    why="NaN, Infinity and lone surrogates have no place in JSON",
-                    fix="Correct the run spec and launch again.",
-                )
-        if problem is None:
-            return cls(item_id=popped.item_id, payload=payload)
-        return cls(item_id=popped.item_id, problem=(problem.where, problem.what, problem.why, problem.fix))
+        """Return the item as it can be stored: a run spec that is no small JSON is left out, with why."""
+        if popped.problem is not None:
+            return cls.unusable(popped.item_id, popped.problem)
+        if problems := json_problems(popped.payload, where=f"item {popped.item_id}"):
+            return cls.unusable(popped.item_id, *problems)
+        return cls(item_id=popped.item_id, payload=popped.payload)
 
-    def as_problem(self) -> Problem | None:
-        """Return what is wrong with the item itself, or None."""
-        return None if self.problem is None else Problem(*self.problem)
+    @classmethod
+    def unusable(cls, item_id: str, *problems: Problem) -> QueueItem:
+        """Return an item that can only be refused, for these reasons."""
+        return cls(
+            item_id=item_id,
+            problems=[(problem.where, problem.what, problem.why, problem.fix) for problem in problems],
+        )
+
+    def as_problems(self) -> list[Problem]:
+        """Return what is wrong with the item itself; nothing as a rule."""
+        return [Problem(*parts) for parts in self.problems]
 
     @property
-    def run_name(self) -> str | None:
-        """The run's display name, if the run spec has one."""
+    def title(self) -> str:
+        """What the item's flow run is called: as its W&B run, if that has a name."""
         name = self.payload.get("name") if isinstance(self.payload, dict) else None
-        return name if isinstance(name, str) and name else None
+        return name if isinstance(name, str) and name else f"item-{self.item_id}"
+
+    @property
+    def run(self) -> RunPath | None:
+        """The W&B run that the item becomes, or None for a run spec that cannot be launched."""
+        try:
+            spec = parse_run_spec(self.payload, item_id=self.item_id)
+        except LaunchError:
+            return None
+        return RunPath(spec.entity, spec.project, spec.run_id or derive_run_id(self.item_id))

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from prefect.runtime import flow_run as runtime
 from pydantic import SecretStr
 
 from blocks.vertex_queue import VertexLaunchQueue
@@ -75,6 +76,11 @@ def current_session() -> LaunchSession:
     if session is None:
         raise RuntimeError("no launch session is open: tasks of `launch` run inside of its flow")
     return session
+
+
+def own_flow_run_id() -> UUID:
+    """Return the id of the flow run this code runs in (Prefect's runtime gives its text)."""
+    return UUID(runtime.id)
 
 
 @contextlib.asynccontextmanager

@@ -31,9 +31,8 @@ from vertex_launch.diagnosis import console_url, diagnose, logs_url
 from vertex_launch.errors import LaunchError, NotFound
 from vertex_launch.lifecycle import ItemState, JobRecord, LaunchState
 from vertex_launch.render import ITEM_LABEL, QUEUE_LABEL, launch_key, queue_key
-from vertex_launch.run_spec import derive_run_id, parse_run_spec
 from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.wandb_queue import RunPath, WandbQueue
+from vertex_launch.wandb_queue import WandbQueue
 
 T = TypeVar("T")
 
@@ -325,7 +324,7 @@ async def _or_problem(reading: Awaitable[T], otherwise: T, problems: list[str]) 
 def _launched(block: VertexLaunchQueue, flow_run: FlowRun, jobs: dict[str, JobRecord]) -> ItemStatus:
     item = QueueItem.model_validate(flow_run.parameters["item"])
     job = jobs.get(launch_key(item.item_id))
-    run = _run_path(item)
+    run = item.run
     created = _created(flow_run)
     return ItemStatus(
         queue=f"{block.entity}/{block.queue}",
@@ -375,14 +374,6 @@ def _all_problems(message: str) -> str:
     """Return a refusal in one line; of several problems, their number and the first."""
     first, *others = message.splitlines() or [""]
     return f"{first} {others[0].strip()}" if others else first
-
-
-def _run_path(item: QueueItem) -> RunPath | None:
-    try:
-        spec = parse_run_spec(item.payload, item_id=item.item_id)
-    except LaunchError:
-        return None
-    return RunPath(spec.entity, spec.project, spec.run_id or derive_run_id(item.item_id))
 
 
 def _created(flow_run: FlowRun) -> datetime:

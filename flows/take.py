@@ -7,12 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.runtime import flow_run as runtime
 
 from flows.queue_item import QueueItem
-from flows.session import LaunchSession, LiveLaunch, in_background
+from flows.session import LaunchSession, LiveLaunch, in_background, own_flow_run_id
 from flows.slots import Slot, Slots
-from flows.tags import PRODUCT_TAG, item_tag, queue_tag
+from flows.tags import launch_tags
 
 
 @contextlib.asynccontextmanager
@@ -22,7 +21,7 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
     Waits for a slot first. The slot is given back when the item's job has ended, and the flow run
     gets the item's name, tags and parameter, so that it can be found like any other launch.
     """
-    flow_run_id = runtime.id
+    flow_run_id = own_flow_run_id()
     async with get_client() as client:
         slots = Slots(
             client,
@@ -61,11 +60,7 @@ async def _release_at_end(slots: Slots, slot: Slot, live: LiveLaunch) -> None:
 async def _describe(client: PrefectClient, session: LaunchSession, live: LiveLaunch) -> None:
     await client.update_flow_run(
         live.flow_run_id,
-        name=live.item.run_name or f"item-{live.item.item_id}",
+        name=live.item.title,
         parameters={"queue": session.block_name, "item": live.item.model_dump(mode="json")},
-        tags=[
-            PRODUCT_TAG,
-            queue_tag(session.block.entity, session.block.queue),
-            item_tag(live.item.item_id),
-        ],
+        tags=launch_tags(session.block.entity, session.block.queue, live.item),
     )

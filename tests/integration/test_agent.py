@@ -135,7 +135,6 @@ async def test_a_bad_item_is_failed_with_its_reason_and_the_next_one_goes_on(
     assert queue.item(good).associated_run_id
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("text", ["[" * 10_000 + "]" * 10_000, '{"entity": ', "[]", '"text"', "17"])
 async def test_an_item_that_is_no_run_spec_is_failed_and_the_next_one_goes_on(
     queue: LaunchQueue, text: str
@@ -150,7 +149,6 @@ async def test_an_item_that_is_no_run_spec_is_failed_and_the_next_one_goes_on(
     assert len(await queue.jobs()) == 1
 
 
-@pytest.mark.long
 async def test_a_run_stopped_at_wandb_cancels_its_job_and_says_who(queue: LaunchQueue) -> None:
     item_id = queue.push("sandbox/hold")
     draining = asyncio.create_task(drain(queue))
@@ -169,7 +167,6 @@ async def test_a_run_stopped_at_wandb_cancels_its_job_and_says_who(queue: Launch
     assert launched.state.is_final()
 
 
-@pytest.mark.long
 async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueue) -> None:
     from prefect.states import Cancelling
 
@@ -193,7 +190,6 @@ async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueu
     assert "a user in Prefect" in (launched.state.message or "")
 
 
-@pytest.mark.long
 async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one(queue: LaunchQueue) -> None:
     item_id = queue.push("python", *python("import time; time.sleep(3)"))
 
@@ -214,7 +210,6 @@ async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one(queue: Launc
     assert len(await queue.jobs()) == 1
 
 
-@pytest.mark.long
 async def test_live_jobs_stay_under_the_limit_and_the_limit_is_free_at_the_end(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:
@@ -236,7 +231,6 @@ async def test_live_jobs_stay_under_the_limit_and_the_limit_is_free_at_the_end(
     assert (limit.limit, limit.active_slots) == (2, 0)
 
 
-@pytest.mark.long
 async def test_no_secret_reaches_parameters_states_or_logs(queue: LaunchQueue) -> None:
     canary = "canary" * 8
     item_id = queue.push(
@@ -256,7 +250,6 @@ async def test_no_secret_reaches_parameters_states_or_logs(queue: LaunchQueue) -
     assert canary in queue.sandbox.vertex.log(job.name)
 
 
-@pytest.mark.long
 async def test_a_wrong_api_key_ends_the_agent_with_what_to_do(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:
@@ -276,7 +269,6 @@ async def test_a_wrong_api_key_ends_the_agent_with_what_to_do(
     assert "wrongwrong" not in (state.message or "")
 
 
-@pytest.mark.long
 async def test_a_queue_that_does_not_exist_ends_the_agent_with_the_names_there_are(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:
