@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_KEY,
     PREFECT_API_URL,
@@ -85,14 +87,28 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def send_what_is_left() -> None:
+    """Send the logs and events that this process still holds.
+
+    At its exit it would try for more than a minute to send them to a server that is gone.
+    """
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=STOP_SECONDS)
+
+
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """`prefect server start` on a free port with SQLite in a directory of its own."""
+    """`prefect server start` on a free port.
+
+    Its database is in memory. In a file, SQLite refuses a transaction that has read before another one
+    has written; the server answers 503 then, and the client waits two seconds before it tries again.
+    """
     home = tmp_path_factory.mktemp("prefect-home")
     port = free_port()
     api_url = f"http://127.0.0.1:{port}/api"
     server = PrefectServer(api_url, clean_environment(home, api_url), home, home / "server.log")
     settings = {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///:memory:",
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         "PREFECT_SERVER_UI_ENABLED": "false",
@@ -113,17 +129,25 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
             wait_until_healthy(process, server)
             yield server
         finally:
+            send_what_is_left()
             stop_group(process)
             shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def prefect_client_of(server: PrefectServer) -> Iterator[None]:
+    """The Prefect client of this process speaks to `server`."""
+    overrides = {
+        PREFECT_API_URL: server.api_url,
+        PREFECT_HOME: server.home,
+        PREFECT_LOCAL_STORAGE_PATH: server.home / "storage",
+    }
+    with temporary_settings(overrides, restore_defaults={PREFECT_API_KEY, PREFECT_CLIENT_RETRY_EXTRA_CODES}):
+        yield
 
 
 @pytest.fixture
 def prefect_api(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
     """The Prefect client of this process speaks to `prefect_server`."""
-    overrides = {
-        PREFECT_API_URL: prefect_server.api_url,
-        PREFECT_HOME: prefect_server.home,
-        PREFECT_LOCAL_STORAGE_PATH: prefect_server.home / "storage",
-    }
-    with temporary_settings(overrides, restore_defaults={PREFECT_API_KEY, PREFECT_CLIENT_RETRY_EXTRA_CODES}):
+    with prefect_client_of(prefect_server):
         yield prefect_server
