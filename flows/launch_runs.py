@@ -16,11 +16,11 @@ from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flow_engine import run_flow_async
-from prefect.states import Pending, Scheduled, to_state_create
+from prefect.states import Pending, to_state_create
 
 from flows.launch import launch
 from flows.queue_item import QueueItem
-from flows.tags import PRODUCT_TAG, launch_tags, owner_of, owner_tag, queue_tag
+from flows.tags import PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
 
@@ -97,11 +97,13 @@ class LaunchRuns:
         """Return the unfinished launches that nobody carries, oldest first.
 
         `live` are the flow runs this agent carries itself. A launch whose agent still runs is that
-        agent's, and one that a worker started by itself has no agent.
+        agent's; one that a worker started by itself has no agent, and is nobody's once it has crashed.
         """
         flow_runs = await self._read_unfinished()
         candidates = [
-            run for run in flow_runs if run.id not in live and owner_of(run.tags) and self._may_start(run)
+            run
+            for run in flow_runs
+            if run.id not in live and self._may_be_nobodys(run) and self._may_start(run)
         ]
         owners = {owner for run in candidates if (owner := owner_of(run.tags)) not in {None, self._owner_id}}
         alive = await self._still_running(owners)
@@ -112,10 +114,9 @@ class LaunchRuns:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
         # Dying between these two lines leaves an orphan of ours, found again like any other.
         await self._client.update_flow_run(flow_run.id, tags=[*tags, owner_tag(self._owner_id)])
+        # Not Scheduled: a worker would start a launch that has a deployment a second time.
         await self._client.set_flow_run_state(
-            flow_run.id,
-            Scheduled(name="AwaitingAdoption", message="Its agent is gone; going on."),
-            force=True,
+            flow_run.id, Pending(message="Its agent is gone; going on."), force=True
         )
         return await self._client.read_flow_run(flow_run.id)
 
@@ -123,7 +124,7 @@ class LaunchRuns:
         """Leave a launch whose job is still under way to the next agent."""
         await self._client.set_flow_run_state(
             flow_run_id,
-            Scheduled(
+            Pending(
                 name="AwaitingAdoption", message="Its agent stopped; the next one goes on. The job runs on."
             ),
             force=True,
@@ -161,6 +162,10 @@ class LaunchRuns:
             flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": ids}})
         )
         return {run.id for run in runs if run.state is not None and not run.state.is_final()}
+
+    def _may_be_nobodys(self, flow_run: FlowRun) -> bool:
+        is_crashed = flow_run.state is not None and flow_run.state.is_crashed()
+        return owner_of(flow_run.tags) is not None or (is_crashed and item_of(flow_run.tags) is not None)
 
     def _may_start(self, flow_run: FlowRun) -> bool:
         if flow_run.state is None or not flow_run.state.is_crashed():

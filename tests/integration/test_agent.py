@@ -280,3 +280,42 @@ async def test_a_queue_that_does_not_exist_ends_the_agent_with_the_names_there_a
 
     assert state.is_failed()
     assert f"Did you mean {queue.name}" in (state.message or "")
+
+
+async def test_the_agent_carries_on_a_launch_whose_worker_crashed(queue: LaunchQueue) -> None:
+    from flows.launch import launch
+
+    item_id = queue.push("python", *python("import time; time.sleep(2)"))
+    alone = asyncio.create_task(launch(queue=queue.name, return_state=True))
+
+    async def live_job() -> Any:
+        return [job for job in await queue.jobs() if job.launch_state is LaunchState.RUNNING]
+
+    await until(live_job)
+    alone.cancel()
+    await asyncio.wait({alone})
+    launched = (await queue.launches())[item_id]
+    assert launched.state is not None
+    assert launched.state.is_crashed()
+
+    state = await drain(queue)
+
+    assert "1 adopted" in (state.message or "")
+    after = (await queue.launches())[item_id]
+    assert after.id == launched.id
+    assert after.state is not None
+    assert after.state.is_final()
+    assert len(await queue.jobs()) == 1
+
+
+async def test_the_limit_follows_the_block(sandbox: Sandbox, prefect_api: PrefectServer) -> None:
+    queue = LaunchQueue(sandbox, max_jobs=2)
+    block = await queue.create()
+    await drain(queue)
+    await queue.create(max_jobs=7)
+
+    await drain(queue)
+
+    async with get_client() as client:
+        limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
+    assert (limit.limit, limit.active_slots) == (7, 0)
