@@ -72,6 +72,7 @@ async def _demo(home: Path, *, keep: bool) -> int:
             return await _run(home, port, server, address, started=started, keep=keep)
         finally:
             await _end_tasks()
+            await _send_what_is_left()
 
 
 async def _run(
@@ -111,6 +112,17 @@ async def _end_tasks() -> None:
         task.cancel()
     if others:
         await asyncio.wait(others, timeout=END_SECONDS)
+
+
+async def _send_what_is_left() -> None:
+    """Send the logs and events that wait: at exit Prefect would try a server that is gone for a minute."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        draining = worker.drain_all(timeout=END_SECONDS)
+        assert not isinstance(draining, tuple), "inside of an event loop it is awaited"
+        await draining
 
 
 async def _keep(view: DemoView, port: int) -> None:

@@ -87,6 +87,7 @@ def test_all_eight_runs_come_out_as_they_should_and_nothing_is_left(
         assert cells[3] == (run.expected.job or "no job")
         assert cells[4] == run.expected.launch
     assert "\x1b" not in output
+    assert "Error logging" not in output
     assert_nothing_left(tmp_path)
 
 
