@@ -41,6 +41,10 @@ class Deployed:
     queue: LaunchQueue
     environment: dict[str, str]
 
+    def name(self, flow_name: str) -> str:
+        """Return the deployment of a flow for this queue."""
+        return f"{flow_name}/{self.queue.name}"
+
     async def prefect(self, *arguments: str) -> str:
         """Run the `prefect` command in the checkout and return what it printed."""
         process = await asyncio.create_subprocess_exec(
@@ -52,10 +56,10 @@ class Deployed:
         assert process.returncode == 0, output
         return output
 
-    async def runs(self, deployment: str, *states: StateType) -> list[FlowRun]:
-        """Return the flow runs of a deployment, in these states if any are named, oldest first."""
+    async def runs(self, flow_name: str, *states: StateType) -> list[FlowRun]:
+        """Return the flow runs of a flow's deployment, in these states if any are named, oldest first."""
         async with get_client() as client:
-            found = await client.read_deployment_by_name(deployment)
+            found = await client.read_deployment_by_name(self.name(flow_name))
             wanted: dict[str, Any] = {"deployment_id": {"any_": [found.id]}}
             if states:
                 wanted["state"] = {"type": {"any_": list(states)}}
@@ -122,14 +126,14 @@ async def deployed(
 async def test_every_deployment_is_there_and_its_schedule_produces_runs(deployed: Deployed) -> None:
     """With sqlalchemy 2.1 Prefect 3.8 creates no scheduled run and says nothing (docs/dependencies.md)."""
     async with get_client() as client:
-        names = {deployment.name for deployment in await client.read_deployments()}
-        agent = await client.read_deployment_by_name("agent/agent")
-    assert names == {"agent", "enqueue", "launch"}
+        agent = await client.read_deployment_by_name(deployed.name("agent"))
+        for flow_name in ("launch", "enqueue"):
+            assert await client.read_deployment_by_name(deployed.name(flow_name))
     assert agent.parameters["queue"] == deployed.queue.name
     assert agent.global_concurrency_limit is not None
     assert agent.global_concurrency_limit.limit == 1
 
-    scheduled = await until(lambda: deployed.runs("agent/agent", StateType.SCHEDULED), "scheduled runs")
+    scheduled = await until(lambda: deployed.runs("agent", StateType.SCHEDULED), "scheduled runs")
 
     assert all(run.auto_scheduled for run in scheduled)
 
@@ -137,9 +141,9 @@ async def test_every_deployment_is_there_and_its_schedule_produces_runs(deployed
 async def test_the_launch_deployment_takes_the_next_run_and_sees_it_through(deployed: Deployed) -> None:
     item_id = deployed.queue.push("sandbox/train", name="by hand")
 
-    await deployed.prefect("deployment", "run", "launch/launch")
+    await deployed.prefect("deployment", "run", deployed.name("launch"))
 
-    [launched] = await until(lambda: deployed.runs("launch/launch"), "the launch")
+    [launched] = await until(lambda: deployed.runs("launch"), "the launch")
     launched = await ended(launched.id)
     assert launched.state is not None
     assert launched.state.is_completed(), launched.state
@@ -153,14 +157,14 @@ async def test_the_launch_deployment_takes_the_next_run_and_sees_it_through(depl
 
 async def test_cancelling_a_launch_that_a_worker_runs_cancels_its_job(deployed: Deployed) -> None:
     deployed.queue.push("python", *HOLD, name="to cancel")
-    before = {run.id for run in await deployed.runs("launch/launch")}
-    await deployed.prefect("deployment", "run", "launch/launch")
+    before = {run.id for run in await deployed.runs("launch")}
+    await deployed.prefect("deployment", "run", deployed.name("launch"))
 
     async def live() -> list[Any]:
         return [job for job in await deployed.queue.jobs() if job.launch_state is LaunchState.RUNNING]
 
     [job] = await until(live, "the job runs")
-    [launched] = [run for run in await deployed.runs("launch/launch") if run.id not in before]
+    [launched] = [run for run in await deployed.runs("launch") if run.id not in before]
     await deployed.prefect("flow-run", "cancel", str(launched.id))
 
     launched = await ended(launched.id)
@@ -176,7 +180,7 @@ async def test_cancelling_a_launch_that_a_worker_runs_cancels_its_job(deployed: 
 
 async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Deployed) -> None:
     item_id = deployed.queue.push("sandbox/train", name="by schedule")
-    await deployed.prefect("deployment", "schedule", "create", "agent/agent", "--interval", "10")
+    await deployed.prefect("deployment", "schedule", "create", deployed.name("agent"), "--interval", "10")
 
     async def finished() -> bool:
         run_id = deployed.queue.item(item_id).associated_run_id
@@ -184,17 +188,17 @@ async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Dep
         return bool(run) and run.state == "finished"
 
     await until(finished, "the run finishes")
-    [serving] = await deployed.runs("agent/agent", StateType.RUNNING)
+    [serving] = await deployed.runs("agent", StateType.RUNNING)
     assert serving.auto_scheduled
     launched = (await deployed.queue.launches())[item_id]
     assert f"agent:{serving.id}" in launched.tags
 
     async def collided() -> list[FlowRun]:
-        return await deployed.runs("agent/agent", StateType.CANCELLED)
+        return await deployed.runs("agent", StateType.CANCELLED)
 
     [second, *_] = await until(collided, "the next scheduled agent finds one at work")
     assert "concurrency limit" in (second.state.message or "" if second.state else "")
-    assert [run.id for run in await deployed.runs("agent/agent", StateType.RUNNING)] == [serving.id]
+    assert [run.id for run in await deployed.runs("agent", StateType.RUNNING)] == [serving.id]
 
     await deployed.prefect("flow-run", "cancel", str(serving.id))
     serving = await ended(serving.id)
