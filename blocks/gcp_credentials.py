@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from vertex_launch.vertex_sdk import JobServiceAsyncClient, JobServiceClient
+from vertex_launch.vertex_client import JobServiceAsyncClient, JobServiceClient
 
 _SDK = "google.cloud.aiplatform"
 _GAPIC = f"{_SDK}.gapic"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from blocks.field_names import refuse_unknown_fields
 from blocks.gcp_credentials import GcpCredentials
 from blocks.wandb_credentials import LOGO_URL, WandbCredentials
+from vertex_launch.errors import InvalidQueueConfig, NotFound, Problem
 from vertex_launch.queue_config import QueueDefaults, parse_queue_config
 from vertex_launch.vertex_jobs import VertexJobs
 from vertex_launch.wandb_queue import WandbQueue
 
 RESOURCE: Literal["gcp-vertex"] = "gcp-vertex"
+WITH_PRIORITIES: Literal["V0"] = "V0"
 DOCUMENTATION_URL = "https://docs.wandb.ai/guides/launch/setup-vertex"
 _EXAMPLE_SPEC = {
     "worker_pool_specs": [
@@ -27,6 +29,11 @@ _EXAMPLE_SPEC = {
         }
     ]
 }
+
+
+def _may_come_with_the_run(problem: Problem) -> bool:
+    required = {"block.spec.worker_pool_specs", "block.spec.staging_bucket"}
+    return problem.what == "missing" and problem.where in required
 
 
 class VertexLaunchQueue(Block):
@@ -53,6 +60,8 @@ class VertexLaunchQueue(Block):
     _block_type_slug: ClassVar[str | None] = "vertex-launch-queue"
     _logo_url: ClassVar[Any] = LOGO_URL
     _documentation_url: ClassVar[Any] = DOCUMENTATION_URL
+
+    model_config = ConfigDict(validate_assignment=True)
 
     entity: str = Field(
         title="W&B entity",
@@ -152,16 +161,7 @@ class VertexLaunchQueue(Block):
     @model_validator(mode="before")
     @classmethod
     def _no_unknown_fields(cls, values: Any) -> Any:
-        """Refuse mistyped names, which Prefect's blocks otherwise keep in silence."""
-        if not isinstance(values, dict):
-            return values
-        for name in values:
-            if name in cls.model_fields or name.startswith("_") or name == "block_type_slug":
-                continue
-            near = difflib.get_close_matches(name, cls.model_fields, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"VertexLaunchQueue has no field {name!r}{hint}")
-        return values
+        return refuse_unknown_fields(cls.__name__, cls.model_fields, values)
 
     @field_validator("max_jobs")
     @classmethod
@@ -179,16 +179,16 @@ class VertexLaunchQueue(Block):
 
     @model_validator(mode="after")
     def _config_is_valid(self) -> VertexLaunchQueue:
-        """Check `spec` and `run` when they are saved and not only when a run needs them."""
-        if self.spec or self.run:
-            from vertex_launch.errors import InvalidQueueConfig
+        """Check `spec` and `run` when they are saved and not only when a run needs them.
 
-            try:
-                parse_queue_config(
-                    {"spec": self.spec, "run": self.run}, defaults=self.defaults(), where="block"
-                )
-            except InvalidQueueConfig as error:
-                raise ValueError(str(error)) from error
+        They may be incomplete: a run may bring along what is missing.
+        """
+        try:
+            parse_queue_config({"spec": self.spec, "run": self.run}, defaults=self.defaults(), where="block")
+        except InvalidQueueConfig as error:
+            wrong = [problem for problem in error.problems if not _may_come_with_the_run(problem)]
+            if wrong:
+                raise ValueError(str(InvalidQueueConfig(wrong))) from error
         return self
 
     @property
@@ -200,9 +200,9 @@ class VertexLaunchQueue(Block):
         """Return the configuration for what a run does not bring along."""
         return QueueDefaults(spec=self.spec, run=self.run, staging_bucket=self.staging_bucket)
 
-    def macros(self) -> dict[str, str]:
-        """Return the allowed environment variables that are set here."""
-        return {name: os.environ[name] for name in self.allowed_macros if name in os.environ}
+    def macros(self) -> dict[str, str | None]:
+        """Return the allowed environment variables; None for those that are not set here."""
+        return {name: os.environ.get(name) for name in self.allowed_macros}
 
     def open_wandb_queue(self) -> WandbQueue:
         """Return a client of the queue; nothing is sent before its first call."""
@@ -225,26 +225,39 @@ class VertexLaunchQueue(Block):
             create_timeout_seconds=self.create_timeout_seconds,
         )
 
-    async def aupsert_queue(self, *, prioritize: bool = False) -> None:
-        """Create the queue at W&B, or set its configuration to this block's `spec` and `run`."""
-        await asyncio.to_thread(self.upsert_queue, prioritize=prioritize)
-
-    def upsert_queue(self, *, prioritize: bool = False) -> None:
+    async def aupsert_queue(self, *, prioritize: bool | None = None) -> None:
         """Create the queue at W&B, or set its configuration to this block's `spec` and `run`.
 
-        Repeating it changes nothing. Raises InvalidQueueConfig when the block holds no usable
-        configuration, and wandb's own errors.
+        `prioritize` turns priorities on or off; None leaves them as they are. Repeating it changes
+        nothing. Raises InvalidQueueConfig when the block holds no usable configuration,
+        AuthenticationFailed when W&B does not accept the key, and wandb's own errors.
         """
         config = parse_queue_config(
             {"spec": self.spec, "run": self.run}, defaults=self.defaults(), where=f"queue {self.queue}"
         )
+        if prioritize is None:
+            prioritize = await self._has_priorities()
+        await asyncio.to_thread(self._upsert_queue, {"spec": config.spec, "run": config.run}, prioritize)
+
+    def upsert_queue(self, *, prioritize: bool | None = None) -> None:
+        """Create or update the queue at W&B, as `aupsert_queue` does, where no event loop runs."""
+        asyncio.run(self.aupsert_queue(prioritize=prioritize))
+
+    def _upsert_queue(self, config: dict[str, Any], prioritize: bool) -> None:
         self.wandb_credentials.get_client().upsert_run_queue(
             name=self.queue,
-            resource_config={"spec": config.spec, "run": config.run},
+            resource_config=config,
             resource_type=RESOURCE,
             entity=self.entity,
-            prioritization_mode="V0" if prioritize else None,
+            prioritization_mode=WITH_PRIORITIES if prioritize else None,
         )
+
+    async def _has_priorities(self) -> bool:
+        async with self.open_wandb_queue() as wandb:
+            try:
+                return (await wandb.find_queue()).prioritization_mode == WITH_PRIORITIES
+            except NotFound:
+                return False
 
     async def aread_queue_config(self) -> dict[str, Any]:
         """Return the queue's configuration as W&B has it. Raises NotFound for no such queue."""

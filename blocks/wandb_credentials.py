@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from blocks.field_names import refuse_unknown_fields
 from vertex_launch.wandb_endpoint import WandbEndpoint
 
 # Prefect takes http(s) logos only; this one is served for its own Google Cloud blocks.
@@ -46,6 +47,11 @@ class WandbCredentials(CredentialsBlock):
         description="The W&B server; change it for a dedicated or self-managed one.",
         examples=["https://api.wandb.ai", "https://wandb.example.com"],
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_fields(cls, values: Any) -> Any:
+        return refuse_unknown_fields(cls.__name__, cls.model_fields, values)
 
     @field_validator("base_url")
     @classmethod

@@ -7,6 +7,7 @@ happen inside of the commands that need them, so that `--help` answers at once.
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 import sys
 from collections.abc import Coroutine
@@ -15,7 +16,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows.cli_error import FAILED, INTERRUPTED, OK, USAGE, CommandError, as_command_error
+from flows.cli_error import FAILED, INTERRUPTED, NOT_READY, OK, USAGE, CommandError, as_command_error
+
+# The rule of wandb.sdk.lib.wbauth.validation, which costs a second to import: 40 characters, after a
+# prefix and a dash if there is a dash; or a JWT.
+API_KEY = re.compile(r"\w{40,}|[^-]*-[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")
 
 app = typer.Typer(
     help="Run W&B Launch queues on Vertex AI with Prefect.",
@@ -56,20 +61,33 @@ def sandbox_up(
     image: Annotated[
         list[str] | None, typer.Option(help="NAME=COMMAND: the local program of a container image.")
     ] = None,
+    lease_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a popped item waits for its ack before it is queued again.")
+    ] = 60.0,
+    queued_seconds: Annotated[float, typer.Option(min=0, help="How long a job is QUEUED.")] = 0.2,
+    pending_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a job is PENDING after that.")
+    ] = 0.3,
 ) -> None:
     """Start both servers; prints one JSON line with their URLs when they are ready."""
     images = dict(_image(mapping) for mapping in image or [])
+    _check_api_key(api_key)
     from vertex_launch.sandbox.server import serve
 
     _run(
-        serve(
-            wandb_port=wandb_port,
-            vertex_rest_port=vertex_rest_port,
-            vertex_grpc_port=vertex_grpc_port,
-            state=state,
-            entity=entity,
-            api_key=api_key,
-            images=images,
+        _started(
+            serve(
+                wandb_port=wandb_port,
+                vertex_rest_port=vertex_rest_port,
+                vertex_grpc_port=vertex_grpc_port,
+                state=state,
+                entity=entity,
+                api_key=api_key,
+                images=images,
+                lease_seconds=lease_seconds,
+                queued_seconds=queued_seconds,
+                pending_seconds=pending_seconds,
+            )
         )
     )
 
@@ -133,6 +151,27 @@ def _image(mapping: str) -> tuple[str, list[str]]:
             )
         )
     return name, shlex.split(command)
+
+
+def _check_api_key(api_key: str | None) -> None:
+    if api_key is not None and not API_KEY.fullmatch(api_key):
+        _fail(
+            CommandError(
+                f"wandb's clients refuse the --api-key of {len(api_key)} characters",
+                "give 40 or more letters, digits and underscores, or leave it out: "
+                "the sandbox has a key of its own",
+                code=USAGE,
+            )
+        )
+
+
+async def _started(serving: Coroutine[Any, Any, None]) -> None:
+    from vertex_launch.sandbox.start_refusal import StartRefusal
+
+    try:
+        await serving
+    except StartRefusal as refusal:
+        raise CommandError(refusal.what, refusal.fix, code=NOT_READY) from refusal
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -41,15 +41,16 @@ def as_command_error(error: BaseException) -> CommandError | None:
 
     Such errors are those of the core and of the Prefect API.
     """
+    if isinstance(error, BaseExceptionGroup):
+        return as_command_error(error.exceptions[0])
+    if isinstance(error, CommandError):
+        return error
+
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
     from vertex_launch.errors import LaunchError
 
-    if isinstance(error, BaseExceptionGroup):
-        return as_command_error(error.exceptions[0])
-    if isinstance(error, CommandError):
-        return error
     if isinstance(error, LaunchError):
         return _of_core(error)
     if isinstance(error, PrefectHTTPStatusError):

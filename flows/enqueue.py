@@ -8,13 +8,18 @@ from typing import Any
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import acreate_link_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.states import Completed, Failed
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from blocks.vertex_queue import VertexLaunchQueue
+from blocks.field_names import refuse_unknown_fields
+from blocks.vertex_queue import WITH_PRIORITIES, VertexLaunchQueue
+from flows.cli_error import CommandError
 from flows.outcome import run_url
 from flows.push import push
+from flows.status import require_block
 from vertex_launch.clock import SystemClock
+from vertex_launch.errors import LaunchError, NotFound, Problem, Refused, Transient
 from vertex_launch.lifecycle import ItemState
 from vertex_launch.wandb_queue import RunPath, WandbQueue
 
@@ -34,8 +39,16 @@ class Priority(StrEnum):
 _PRIORITY_NUMBER = {Priority.CRITICAL: 0, Priority.HIGH: 1, Priority.MEDIUM: 2, Priority.LOW: 3}
 
 
+def _number_fields(schema: dict[str, Any]) -> None:
+    """Give every field its place in the form: a Prefect server on PostgreSQL keeps no order of keys."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
+
+
 class LaunchForm(BaseModel):
     """What to run, and with what."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_number_fields)
 
     project: str = Field(
         title="W&B project", description="The project that the run belongs to.", min_length=1
@@ -66,14 +79,44 @@ class LaunchForm(BaseModel):
         default=None, title="Priority", description="Only for queues that have priorities."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_fields(cls, values: Any) -> Any:
+        return refuse_unknown_fields("launch", cls.model_fields, values)
+
     @model_validator(mode="after")
     def _one_source(self) -> LaunchForm:
-        if (self.image is None) == (self.job is None):
-            raise ValueError("give either an image or a job, and not both")
+        if self.image and self.job:
+            raise ValueError(
+                f"both an image ({self.image}) and a job ({self.job}) are given, but a launch runs one "
+                "of them; leave one empty"
+            )
+        if not self.image and not self.job:
+            raise ValueError("neither an image nor a job is given; fill in one of them")
         return self
 
+    def job_path(self, entity: str) -> tuple[str, str, str] | None:
+        """Return entity, project and name:alias of the job, if it is one; a short name is the run's home's.
+
+        Raises Refused for what is no name of a job.
+        """
+        if not self.job:
+            return None
+        parts = self.job.split("/")
+        path = [*[entity, self.project][: max(0, 3 - len(parts))], *parts]
+        if len(path) != 3 or not all(path):
+            raise Refused(
+                Problem(
+                    where="launch.job",
+                    what=f"{self.job!r} does not name a job",
+                    fix="Write entity/project/name:alias.",
+                )
+            )
+        return path[0], path[1], path[2]
+
     def as_arguments(self, *, entity: str, queue: str) -> dict[str, Any]:
-        """Return the arguments for wandb's `launch_add`."""
+        """Return the arguments for wandb's `launch_add`. Raises Refused for what is no name of a job."""
+        job = self.job_path(entity)
         overrides = {
             key: value
             for key, value in (
@@ -85,9 +128,9 @@ class LaunchForm(BaseModel):
             "entity": entity,
             "project": self.project,
             "queue_name": queue,
-            "docker_image": self.image,
-            "job": self.job,
-            "name": self.name,
+            "docker_image": self.image or None,
+            "job": "/".join(job) if job else None,
+            "name": self.name or None,
             "config": {"overrides": overrides} if overrides else None,
             "resource": "gcp-vertex" if self.resource_args else None,
             "resource_args": {"gcp-vertex": self.resource_args} if self.resource_args else None,
@@ -98,11 +141,43 @@ class LaunchForm(BaseModel):
 
 @task(name="push", cache_policy=NO_CACHE, persist_result=False)
 async def push_run(queue: str, form: dict[str, Any]) -> str:
-    """Push the run through wandb's public API; return the run queue item's id."""
-    block = await VertexLaunchQueue.aload(queue)
-    arguments = LaunchForm.model_validate(form).as_arguments(entity=block.entity, queue=block.queue)
+    """Push the run through wandb's public API; return the run queue item's id.
+
+    Raises NotFound, AuthenticationFailed or Refused; then nothing was pushed.
+    """
+    block = await _load(queue)
+    launch = LaunchForm.model_validate(form)
+    arguments = launch.as_arguments(entity=block.entity, queue=block.queue)
+    await _check(block, launch)
     endpoint = block.wandb_credentials.endpoint()
+    # Dying here may leave the run on the queue; nobody pushes it a second time.
     return await push(arguments, base_url=endpoint.base_url, api_key=endpoint.api_key)
+
+
+async def _load(name: str) -> VertexLaunchQueue:
+    async with get_client() as client:
+        try:
+            await require_block(client, name)
+        except CommandError as error:
+            hint = error.hint[:1].upper() + error.hint[1:]
+            raise NotFound(Problem(where="queue", what=error.what, fix=hint)) from error
+    return await VertexLaunchQueue.aload(name)
+
+
+async def _check(block: VertexLaunchQueue, launch: LaunchForm) -> None:
+    """Refuse what `launch_add` would refuse without a reason, or only after it has pushed the run."""
+    async with block.open_wandb_queue() as wandb:
+        found = await wandb.find_queue()
+        if launch.priority is not None and found.prioritization_mode != WITH_PRIORITIES:
+            raise Refused(
+                Problem(
+                    where="launch.priority",
+                    what=f"the queue {block.entity}/{block.queue} has no priorities",
+                    fix="Leave it empty, or turn priorities on in the queue's settings at W&B.",
+                )
+            )
+        if job := launch.job_path(block.entity):
+            await wandb.read_job(*job)
 
 
 @task(name="wait for the run", cache_policy=NO_CACHE, persist_result=False)
@@ -112,7 +187,11 @@ async def wait_for_run(queue: str, project: str, item_id: str) -> str:
     clock = SystemClock()
     async with block.open_wandb_queue() as wandb:
         while True:
-            state = await _state_of(wandb, block.entity, project, item_id)
+            try:
+                state = await _state_of(wandb, block.entity, project, item_id)
+            except Transient as error:
+                get_run_logger().warning("Still waiting; W&B could not be asked: %s", error)
+                state = None
             if state in FINAL_RUN_STATES:
                 return state
             await clock.sleep(block.poll_seconds)
@@ -136,10 +215,17 @@ async def enqueue(queue: str, launch: LaunchForm, wait: bool = False) -> State[A
         launch: What to run.
         wait: Stay until the run has ended, and end as it did.
     """
-    item_id = await push_run(queue, launch.model_dump(mode="json"))
-    get_run_logger().info("Queued as item %s", item_id)
-    if not wait:
-        return Completed(message=f"Queued as item {item_id}.")
+    try:
+        item_id = await push_run(queue, launch.model_dump(mode="json"))
+        get_run_logger().info("Queued as item %s", item_id)
+        if not wait:
+            return Completed(message=f"Queued as item {item_id}.")
+        return await _see_through(queue, launch, item_id)
+    except LaunchError as error:
+        return Failed(message=str(error))
+
+
+async def _see_through(queue: str, launch: LaunchForm, item_id: str) -> State[Any]:
     state = await wait_for_run(queue, launch.project, item_id)
     block = await VertexLaunchQueue.aload(queue)
     async with block.open_wandb_queue() as wandb:

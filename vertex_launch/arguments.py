@@ -15,10 +15,11 @@ from vertex_launch.field_walk import FieldWalk, descriptor_of, enum_of
 from vertex_launch.findings import Findings
 from vertex_launch.json_value import at, is_list, is_object, kind_of, shown
 from vertex_launch.macros import MacroText, has_macro, is_macro
-from vertex_launch.vertex_sdk import CustomJobSpec, PscInterfaceConfig, Scheduling, WorkerPoolSpec
+from vertex_launch.vertex_types import CustomJobSpec, PscInterfaceConfig, Scheduling, WorkerPoolSpec
 
 # The largest number of seconds a protobuf Duration holds (about 10,000 years).
 _MAX_SECONDS: Final = 315_576_000_000
+_MAX_CALL_SECONDS: Final = 3600
 
 POOL_DESCRIPTOR: Final = descriptor_of(WorkerPoolSpec)
 PSC_DESCRIPTOR: Final = descriptor_of(PscInterfaceConfig)
@@ -163,12 +164,18 @@ def _text(argument: Argument, value: Any, path: str, walk: FieldWalk) -> Any:
 def _seconds(value: Any, path: str, walk: FieldWalk) -> Any:
     if isinstance(value, str) and not is_macro(value) and not isinstance(value, MacroText):
         digits = value.strip().removesuffix("s")
-        fix = f"Write {digits}, without quotes and unit." if digits.isdecimal() and len(digits) < 16 else ""
+        example = digits if digits.isdecimal() and len(digits) < 16 else "3600"
+        fix = f"Write {example}, without quotes and unit."
         walk.findings.refuse(path, f"expected whole seconds as a number, got {shown(value)}", fix=fix)
         return None
-    seconds = walk.integer(value, path, bits=64, what="whole seconds as a number")
+    seconds = walk.integer(value, path, bits=64, what="whole seconds as a number", example=3600)
     if isinstance(seconds, int) and not 0 <= seconds <= _MAX_SECONDS:
-        walk.findings.refuse(path, f"{seconds} s is not between 0 and {_MAX_SECONDS}")
+        walk.findings.refuse(
+            path,
+            f"{seconds} s is not between 0 and {_MAX_SECONDS}",
+            "no other duration can be sent",
+            "Write the number of seconds, such as 3600, or remove it.",
+        )
     return seconds
 
 
@@ -181,9 +188,14 @@ def _call_seconds(value: Any, path: str, walk: FieldWalk) -> Any:
             number = float(value[:32])
         except ValueError:
             number = None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 3600:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= _MAX_CALL_SECONDS:
         got = shown(value) if isinstance(value, int | float) else kind_of(value)
-        walk.findings.refuse(path, f"expected seconds as a number from more than 0 to 3600, got {got}")
+        walk.findings.refuse(
+            path,
+            f"expected seconds as a number from more than 0 to {_MAX_CALL_SECONDS}, got {got}",
+            "it is how long one request to Vertex AI may take, not the job",
+            "Write a number without quotes, such as 120; the job's own limit is run.timeout.",
+        )
         return None
     return number
 
@@ -207,7 +219,9 @@ def _pools(value: Any, path: str, walk: FieldWalk) -> list[dict[str, Any]]:
         walk.findings.refuse(path, "empty", "a job needs at least one worker pool", "Add one.")
     for index, pool in enumerate(value):
         if pool is None:
-            walk.findings.refuse(at(path, index), "null", "a pool that is skipped is written as {}")
+            walk.findings.refuse(
+                at(path, index), "null", "a pool that is left out is written as {}", "Write {} or remove it."
+            )
     return [
         {} if pool is None else walk.message(POOL_DESCRIPTOR, pool, at(path, index))
         for index, pool in enumerate(value)

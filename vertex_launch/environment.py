@@ -1,16 +1,20 @@
 """The environment of a launch's containers: W&B's exact variables, in W&B's order.
 
 Source: `LaunchProject.get_env_vars_dict` of the `wandb` package. Vertex AI expands `$(NAME)` in the
-values of variables, so what the launch itself sets is written such that it arrives as it is.
+values of variables, so what the launch itself sets is written such that it arrives as it is. Its
+documentation of `EnvVar.value` names `$$(NAME)` as the escape; the rest of the rule is that of
+Kubernetes, from which it comes: `$$` stands for one `$` wherever it is.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vertex_launch.launch_context import LaunchContext
+from vertex_launch.macros import Piece
 from vertex_launch.run_spec import RunSpec
 
 # W&B's limit for one variable on every resource but SageMaker.
@@ -45,9 +49,39 @@ def launch_environment(run_spec: RunSpec, context: LaunchContext) -> dict[str, s
     }
 
 
-def literal_text(text: str) -> str:
-    """Return `text` such that Vertex AI leaves a `$(NAME)` in it alone."""
-    return text.replace("$(", "$$(")
+def literal_text(text: str, following: str = "") -> str:
+    """Return `text` such that it arrives as it is when `following` comes after it in the same value.
+
+    A single dollar sign that begins nothing stays single: it is right by every reading of the rule.
+    """
+    whole = text + following
+
+    def escaped(dollars: re.Match[str]) -> str:
+        run = dollars[0]
+        begins_something = len(run) > 1 or whole.startswith(("$", "("), dollars.end())
+        return run * 2 if begins_something else run
+
+    return re.sub(r"\$+", escaped, text)
+
+
+def join_literally(pieces: Sequence[Piece]) -> str:
+    """Return a variable's value in which what macros have brought in begins no `$(NAME)`.
+
+    What the queue itself wrote keeps its meaning, but its last dollar sign is one if a macro follows:
+    in `$${run_name}` it must not begin a reference that the run's name goes on with.
+    """
+    result = ""
+    is_before_macro = False
+    for piece in reversed(pieces):
+        text = piece.text
+        if piece.is_brought:
+            text = literal_text(text, result[:1])
+        elif is_before_macro and result.startswith(("$", "(")):
+            is_odd = (len(text) - len(text.rstrip("$"))) % 2
+            text += "$" * is_odd
+        result = text + result
+        is_before_macro = piece.is_brought
+    return result
 
 
 def literal_json(value: Mapping[str, Any] | Sequence[Any]) -> str:

@@ -47,7 +47,8 @@ class FieldWalk:
     def message(self, descriptor: Descriptor, value: Any, path: str) -> dict[str, Any]:
         """Return `value` with nulls left out and macro text made into numbers where numbers belong."""
         if not is_object(value):
-            self.findings.expected(path, f"an object ({descriptor.name})", value)
+            fix = f'Write {{"{descriptor.fields[0].name}": …}}.'
+            self.findings.expected(path, f"an object ({descriptor.name})", value, fix)
             return {}
         result: dict[str, Any] = {}
         for key, item in value.items():
@@ -74,7 +75,7 @@ class FieldWalk:
         if not field.is_repeated:
             return self._single(field, value, path)
         if not is_list(value):
-            fix = "Write one list item per word." if isinstance(value, str) else ""
+            fix = "Write one list item per word." if isinstance(value, str) else "Put it into a list: […]."
             if field.name == "env" and is_object(value):
                 fix = 'Write [{"name": "A", "value": "1"}] instead of {"A": "1"}.'
             self.findings.expected(path, "a list", value, fix)
@@ -96,21 +97,28 @@ class FieldWalk:
         """Return the name or number of a member as it was given."""
         if self.macros_pending and is_macro(value):
             return value
+        names = [member.name for member in descriptor.values if member.number]
+        known = f"Known are: {', '.join(names)}."
         if isinstance(value, str):
             if value not in descriptor.values_by_name:
-                names = [member.name for member in descriptor.values if member.number]
                 meant = right_spelling(value, names)
-                fix = f"Did you mean {meant}?" if meant else f"Known are: {', '.join(names)}."
-                self.findings.refuse(path, f"{shown(value)} is not a {descriptor.name}", fix=fix)
+                fix = f"Did you mean {meant}?" if meant else known
+                self.findings.refuse(path, f"{shown(value)} is no {descriptor.name}", fix=fix)
             return str(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            self.findings.expected(path, f"the name of a {descriptor.name}", value)
+            self.findings.expected(path, f"the name of a {descriptor.name}", value, known)
         elif value not in descriptor.values_by_number:
-            self.findings.refuse(path, f"{shown(value)} is not the number of a {descriptor.name}")
+            self.findings.refuse(
+                path,
+                f"{shown(value)} is not the number of a {descriptor.name}",
+                fix=f"Write its name. {known}",
+            )
         return value
 
-    def integer(self, value: Any, path: str, *, bits: int, what: str = "a whole number") -> Any:
-        """Return a whole number that fits into `bits` bits, or None."""
+    def integer(
+        self, value: Any, path: str, *, bits: int, what: str = "a whole number", example: int = 1
+    ) -> Any:
+        """Return a whole number that fits into `bits` bits, or None; `example` is one for the fix."""
         if self.macros_pending and is_macro(value):
             return value
         number = value
@@ -118,13 +126,20 @@ class FieldWalk:
             number = int(digits) if len(digits) <= _MAX_DIGITS else value
         if isinstance(number, bool) or not isinstance(number, int):
             if isinstance(value, MacroText):
-                self.findings.refuse(path, f"expected {what}, but the macro brings none")
+                what_is_wrong = f"expected {what}, but the macro brings none"
+                fix = f"Give the macro such a value, {example} say, or write the number here."
             else:
                 got = shown(value) if isinstance(value, float) else kind_of(value)
-                self.findings.refuse(path, f"expected {what}, got {got}")
+                what_is_wrong = f"expected {what}, got {got}"
+                fix = f"Write a number without quotes or fraction, such as {example}."
+            self.findings.refuse(path, what_is_wrong, fix=fix)
             return None
         if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
-            self.findings.refuse(path, f"{shown(number)} does not fit into {bits} bits")
+            self.findings.refuse(
+                path,
+                f"{shown(number)} does not fit into {bits} bits",
+                fix=f"Write a number such as {example}.",
+            )
             return None
         return number
 
@@ -135,7 +150,7 @@ class FieldWalk:
         if isinstance(value, MacroText) and value.lower() in {"true", "false"}:
             return value.lower() == "true"
         if not isinstance(value, bool):
-            self.findings.expected(path, "true or false", value)
+            self.findings.expected(path, "true or false", value, "Write true or false, without quotes.")
         return value
 
     def text(self, value: Any, path: str) -> Any:
@@ -145,6 +160,6 @@ class FieldWalk:
             self.findings.expected(path, "a string", value, fix)
             return ""
         if "\0" in value:
-            self.findings.refuse(path, "holds a NUL character", "no argument or variable can")
+            self.findings.refuse(path, "holds a NUL character", "no argument or variable can", "Remove it.")
             return ""
         return str(value)

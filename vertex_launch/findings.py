@@ -38,8 +38,13 @@ class Findings:
         """Tell whether something at or below one of `roots` has been refused."""
         return any(where == root or _is_below(where, root) for where in self._refused for root in roots)
 
+    def is_refused(self, where: str) -> bool:
+        """Tell whether exactly what stands at `where` has been refused."""
+        return where in self._refused
+
     def _is_inside_wrong_kind(self, where: str) -> bool:
-        return any(_is_below(where, outer) for outer in self._wrong_kinds)
+        # By the path's own beginnings: there may be a hundred thousand values of the wrong kind.
+        return any(where[:end] in self._wrong_kinds for end, step in enumerate(where) if step in ".[")
 
     def warn(self, where: str, what: str) -> None:
         """Note something doubtful at `where`."""
@@ -48,7 +53,7 @@ class Findings:
 
     def expected(self, where: str, wanted: str, got: object, fix: str = "") -> None:
         """Note a value of the wrong kind; the value itself is not shown, it may be a secret."""
-        self.refuse(where, f"expected {wanted}, got {kind_of(got)}", fix=fix)
+        self.refuse(where, f"expected {wanted}, got {kind_of(got)}", fix=fix or f"Write {wanted}.")
         self._wrong_kinds.add(where)
 
     def unknown_key(self, where: str, key: str, known: Collection[str], owner: str) -> None:
@@ -56,6 +61,8 @@ class Findings:
         meant = right_spelling(key, known)
         fix = f"Did you mean {meant}?" if meant else f"Known are: {', '.join(sorted(known))}."
         self.refuse(at(where, key), f"{shown(key)} is not a field of {owner}", fix=fix)
+        if meant:  # what was meant is not missing as well
+            self._refused.add(at(where, meant))
 
 
 def _is_below(path: str, outer: str) -> bool:

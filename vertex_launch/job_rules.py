@@ -8,7 +8,7 @@ from typing import Any, Final
 from vertex_launch.findings import Findings
 from vertex_launch.machine_types import FLEX_START_ACCELERATORS, accelerator_of
 from vertex_launch.macros import has_macro
-from vertex_launch.vertex_sdk import AcceleratorType, Scheduling
+from vertex_launch.vertex_types import AcceleratorType, Scheduling
 
 _FLEX_START_MAX_SECONDS: Final = 7 * 24 * 3600
 _DEPRECATED: Final = (Scheduling.Strategy.ON_DEMAND, Scheduling.Strategy.LOW_COST)

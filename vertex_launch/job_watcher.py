@@ -3,6 +3,11 @@
 Each pass lists the live jobs that carry the session's labels. A watched job that is not among them
 has ended, or the list lags: only a GET of that one job says so. Steady cost: a page for each 100
 live jobs, and one GET for each job that ends. A read that fails ends nobody's wait.
+
+No job delays another. A GET is a task of its own, so that one without an answer holds up only its
+job; what a launch does about a change runs in the task that waits. When many jobs leave the list at
+once, or the list is wrong, the GETs are few at a time and few a minute, who has stood longest in line
+first.
 """
 
 from __future__ import annotations
@@ -10,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.errors import LaunchError, NotFound
@@ -26,6 +33,9 @@ MAX_BACKOFF_SECONDS = 300.0
 # A job this many GETs did not find, each a pass apart, is gone: a fresh one may not be readable yet.
 MISSES_UNTIL_LOST = 3
 LOOKS_AT_ONCE = 8
+# A fifth of the calls that Vertex AI allows in a project and region: the rest is for lists, submissions
+# and other agents.
+LOOKS_PER_MINUTE = 120
 _ACTIVE = " OR ".join(
     f'state="{job_state.name}"'
     for job_state, launch_state in STATE_OF_JOB.items()
@@ -35,9 +45,8 @@ _ACTIVE = " OR ".join(
 
 @dataclass(eq=False, slots=True)
 class _Watch:
-    name: str
-    ended: asyncio.Future[JobRecord]
-    on_change: OnChange | None
+    key: str
+    changes: asyncio.Queue[JobRecord] = field(default_factory=asyncio.Queue[JobRecord])
     last: JobRecord | None = None
     misses: int = 0
     told_unknown: bool = False
@@ -58,6 +67,10 @@ class JobWatcher:
 
     def __post_init__(self) -> None:
         self._watches: dict[str, list[_Watch]] = {}
+        # Jobs that are not in the list, in the order in which they are to be read one by one.
+        self._missing: dict[str, None] = {}
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._look_times: deque[float] = deque(maxlen=LOOKS_PER_MINUTE)
         self._wake = asyncio.Event()
 
     @property
@@ -72,71 +85,102 @@ class JobWatcher:
     async def wait(self, name: str, on_change: OnChange | None = None) -> JobRecord:
         """Return the job's record once it is terminal; a job that vanished is returned as lost.
 
-        `on_change` is awaited with each record whose state differs from the one before. Ending the
-        wait from outside never touches the job.
+        `on_change` is awaited with each record whose state differs from the one before, the terminal
+        one included, one after the other; while it is busy this wait goes on, and no other notices.
+        Ending the wait from outside never touches the job.
         """
-        watch = _Watch(_key(name), asyncio.get_running_loop().create_future(), on_change)
+        watch = _Watch(_key(name))
         if not self._watches:
             self.wake()
-        self._watches.setdefault(watch.name, []).append(watch)
+        self._watches.setdefault(watch.key, []).append(watch)
         try:
-            return await watch.ended
+            while True:
+                job = await watch.changes.get()
+                if on_change is not None:
+                    await self._call(on_change, job)
+                if job.is_terminal:
+                    return job
         finally:
-            watches = self._watches[watch.name]
-            watches.remove(watch)
-            if not watches:
-                del self._watches[watch.name]
+            self._forget(watch)
+            if watch.key not in self._watches and watch.key in self._looks:
+                self._looks[watch.key].cancel()
 
     async def run(self) -> None:
         """Serve every wait, for ever."""
         failures = 0
-        while True:
-            if not self._watches:
-                self._wake.clear()
-                await self._wake.wait()
-            try:
-                await self._pass()
-                failures = 0
-            except LaunchError as error:
-                failures += 1
-                logger.warning("The jobs of %s could not be read: %s", self.jobs.parent, error)
-            await self._rest(min(MAX_BACKOFF_SECONDS, self.interval_seconds * 2 ** min(failures, 8)))
+        try:
+            while True:
+                if not self._watches:
+                    self._wake.clear()
+                    await self._wake.wait()
+                try:
+                    await self._pass()
+                    failures = 0
+                except LaunchError as error:
+                    failures += 1
+                    logger.warning("The jobs of %s could not be read: %s", self.jobs.parent, error)
+                await self._rest(min(MAX_BACKOFF_SECONDS, self.interval_seconds * 2 ** min(failures, 8)))
+        finally:
+            self._missing.clear()
+            looks = list(self._looks.values())
+            for look in looks:
+                look.cancel()
+            await asyncio.gather(*looks, return_exceptions=True)
 
     async def _pass(self) -> None:
-        waited_for = set(self._watches)
+        # Who comes while the list is read may not be in it.
+        waited_for = list(self._watches)
         terms = [f'labels.{key}="{value}"' for key, value in self.labels.items()]
         listed = await self.jobs.list(" AND ".join([*terms, f"({_ACTIVE})"]))
         found = {_key(job.name): job for job in listed}
-        for key in waited_for & found.keys():
-            await self._tell(key, found[key])
-        # Many jobs may have left the list at once: a few at a time, so that one slow answer delays no one.
-        limit = asyncio.Semaphore(LOOKS_AT_ONCE)
+        for key in waited_for:
+            if key in found:
+                self._missing.pop(key, None)
+                self._tell(key, found[key])
+            elif key in self._watches and key not in self._looks:
+                self._missing.setdefault(key)
+        self._start_looks()
 
-        async def look(key: str) -> None:
-            async with limit:
-                await self._look(key)
+    def _start_looks(self) -> None:
+        """Read the next missing jobs; the others stay in line until a look ends or a pass comes."""
+        while self._missing and len(self._looks) < LOOKS_AT_ONCE:
+            now = self.clock.monotonic()
+            if len(self._look_times) == LOOKS_PER_MINUTE and now - self._look_times[0] < 60:
+                return
+            self._look_times.append(now)
+            key = next(iter(self._missing))
+            del self._missing[key]
+            look = asyncio.create_task(self._look(key), name=f"look at job {key}")
+            self._looks[key] = look
+            look.add_done_callback(partial(self._end_look, key))
 
-        await asyncio.gather(*(look(key) for key in waited_for - found.keys()))
+    def _end_look(self, key: str, look: asyncio.Task[None]) -> None:
+        del self._looks[key]
+        if not look.cancelled() and (error := look.exception()) is not None:
+            logger.error("Job %s could not be read", key, exc_info=error)
+        self._start_looks()
 
     async def _look(self, key: str) -> None:
-        watches = self._watches.get(key, [])
-        if not watches:
-            return
         name = f"{self.jobs.parent}/customJobs/{key}"
         try:
-            job = await self.jobs.get(name)
+            # Sent once: a pass comes soon enough, and the budget counts requests.
+            job = await self.jobs.get(name, attempts=1)
         except NotFound:
-            for watch in watches:
-                watch.misses += 1
-            if min(watch.misses for watch in watches) >= MISSES_UNTIL_LOST:
-                last = watches[0].last or JobRecord(name=name, state=0)
-                await self._tell(key, replace(last, is_gone=True))
+            self._miss(key, name)
         except LaunchError as error:
             logger.warning("Job %s could not be read: %s", name, error)
         else:
-            await self._tell(key, job)
+            self._tell(key, job)
 
-    async def _tell(self, key: str, job: JobRecord) -> None:
+    def _miss(self, key: str, name: str) -> None:
+        watches = self._watches.get(key, [])
+        for watch in watches:
+            watch.misses += 1
+        if watches and min(watch.misses for watch in watches) >= MISSES_UNTIL_LOST:
+            last = watches[0].last or JobRecord(name=name, state=0)
+            self._tell(key, replace(last, is_gone=True))
+
+    def _tell(self, key: str, job: JobRecord) -> None:
         for watch in list(self._watches.get(key, [])):
             watch.misses = 0
             before = watch.last.launch_state if watch.last is not None else LaunchState.SUBMITTED
@@ -147,10 +191,19 @@ class JobWatcher:
                 # An older answer of a list that lags, or a state unknown here: what was read before stands.
                 continue
             watch.last = job
-            if changed and watch.on_change is not None:
-                await self._call(watch.on_change, job)
-            if job.is_terminal and not watch.ended.done():
-                watch.ended.set_result(job)
+            if changed:
+                watch.changes.put_nowait(job)
+            if job.is_terminal:
+                self._forget(watch)
+
+    def _forget(self, watch: _Watch) -> None:
+        """Read nothing more for a wait; it may have been forgotten before."""
+        watches = self._watches.get(watch.key, [])
+        if watch in watches:
+            watches.remove(watch)
+            if not watches:
+                del self._watches[watch.key]
+                self._missing.pop(watch.key, None)
 
     def _log_unknown(self, watch: _Watch, job: JobRecord) -> None:
         if job.launch_state is LaunchState.SUBMITTED and not watch.told_unknown:

@@ -23,7 +23,7 @@ class LaunchContext:
         project: Google Cloud project of the queue's block.
         location: Region of the queue's block.
         attempt: 1, or more if the item is submitted again.
-        macros: Further macros by name, which the block allows.
+        macros: Further macros by name, which the block allows; None for one that has no value.
         job_entry_point: The entry point that the W&B job brings along.
         api_key_of_author: Whether `api_key` came with the item and so is its author's own.
     """
@@ -38,6 +38,6 @@ class LaunchContext:
     project: str
     location: str
     attempt: int = 1
-    macros: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    macros: Mapping[str, str | None] = field(default_factory=dict[str, str | None], repr=False)
     job_entry_point: tuple[str, ...] = ()
     api_key_of_author: bool = False

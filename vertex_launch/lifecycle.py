@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
-from vertex_launch.vertex_sdk import JobState
+from vertex_launch.vertex_types import JobState
 
 
 class LaunchState(StrEnum):

@@ -15,7 +15,7 @@ from vertex_launch.findings import Findings
 from vertex_launch.json_value import at
 from vertex_launch.macros import has_macro
 from vertex_launch.spelling import right_spelling
-from vertex_launch.vertex_sdk import AcceleratorType
+from vertex_launch.vertex_types import AcceleratorType
 
 Counts = tuple[int, ...]
 
@@ -183,7 +183,12 @@ def check_machine(spec: Mapping[str, object], path: str, findings: Findings) -> 
 def _pair_is_complete(accelerator: AcceleratorType | None, count: int, path: str, findings: Findings) -> bool:
     why = "accelerator_type and accelerator_count go together: both or none"
     if count < 0:
-        findings.refuse(at(path, "accelerator_count"), f"{count} is negative")
+        findings.refuse(
+            at(path, "accelerator_count"),
+            f"{count} is negative",
+            "a machine has none or some",
+            "Say how many.",
+        )
     elif accelerator and not count:
         findings.refuse(
             at(path, "accelerator_count"), f"{accelerator.name} without a count", why, "Say how many."

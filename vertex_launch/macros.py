@@ -8,7 +8,8 @@ expanded again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vertex_launch.json_value import at, is_list, is_object
@@ -23,6 +24,19 @@ class MacroText(str):
     __slots__ = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a filled text: `is_brought` if a macro has brought it in."""
+
+    text: str
+    is_brought: bool
+
+
+def join_plainly(pieces: Sequence[Piece]) -> str:
+    """Return the pieces one after the other."""
+    return "".join(piece.text for piece in pieces)
+
+
 def has_macro(value: Any) -> bool:
     """Tell whether `value` is a string with a macro in it."""
     return isinstance(value, str) and _MACRO.search(value) is not None
@@ -34,7 +48,11 @@ def is_macro(value: Any) -> bool:
 
 
 def fill_macros(
-    value: Any, values: Mapping[str, str], path: str, on_unknown: Callable[[str, str], None]
+    value: Any,
+    values: Mapping[str, str],
+    path: str,
+    on_unknown: Callable[[str, str], None],
+    join: Callable[[Sequence[Piece]], str] = join_plainly,
 ) -> Any:
     """Return a copy of `value` with the macros in every string leaf filled in, keys left alone.
 
@@ -43,20 +61,31 @@ def fill_macros(
         values: Text per macro name.
         path: Where `value` stands, for `on_unknown`.
         on_unknown: Called with path and name of each macro that is not known; it stays as it is.
+        join: Makes one text of a leaf's pieces.
     """
     if is_object(value):
-        return {key: fill_macros(item, values, at(path, key), on_unknown) for key, item in value.items()}
+        return {
+            key: fill_macros(item, values, at(path, key), on_unknown, join) for key, item in value.items()
+        }
     if is_list(value):
-        return [fill_macros(item, values, at(path, i), on_unknown) for i, item in enumerate(value)]
+        return [fill_macros(item, values, at(path, i), on_unknown, join) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
+    filled = join(_pieces(value, values, path, on_unknown))
+    return MacroText(filled) if is_macro(value) and filled != value else filled
 
-    def replace(match: re.Match[str]) -> str:
+
+def _pieces(
+    text: str, values: Mapping[str, str], path: str, on_unknown: Callable[[str, str], None]
+) -> list[Piece]:
+    """Split a text at its known macros; an unknown one is part of the text around it."""
+    pieces: list[Piece] = []
+    written_from = 0
+    for match in _MACRO.finditer(text):
         name = match[1]
         if name not in values:
             on_unknown(path, name)
-            return match[0]
-        return values[name]
-
-    filled = _MACRO.sub(replace, value)
-    return MacroText(filled) if is_macro(value) and filled != value else filled
+            continue
+        pieces += (Piece(text[written_from : match.start()], False), Piece(values[name], True))
+        written_from = match.end()
+    return [*pieces, Piece(text[written_from:], False)]

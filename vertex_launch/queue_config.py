@@ -1,9 +1,10 @@
 """`spec` and `run` of a Vertex queue: everything `aiplatform.CustomJob` takes, checked before any call.
 
-`spec` holds the arguments of `aiplatform.CustomJob(…)`, `run` those of `CustomJob.run(…)`; the
-service account may stand in either. An item's arguments win over those of the queue's block, one
-top-level argument at a time. Nothing is dropped in silence: what cannot be honoured is refused with
-the reason, what has no effect is a warning.
+`spec` holds the arguments of `aiplatform.CustomJob(…)`, `run` those of `CustomJob.run(…)`; service
+account and persistent resource may stand in either. An item's arguments win over those of the
+queue's block, one top-level argument at a time, whichever of the two sections each has chosen.
+Nothing is dropped in silence: what cannot be honoured is refused with the reason, what has no effect
+is a warning.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, Argument]]] = {
     "spec": {**SPEC_ARGUMENTS, **SPEC_ALIASES},
     "run": RUN_ARGUMENTS,
 }
+_EITHER_SECTION: Final = ("service_account", "persistent_resource_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def parse_queue_config(
     if given["spec"].get("staging_bucket") is None and defaults.staging_bucket:
         given["spec"]["staging_bucket"] = defaults.staging_bucket
         paths["spec.staging_bucket"] = f"{_BLOCK}.staging_bucket"
+    _settle_service_account(given, paths, findings)
     for name in ("worker_pool_specs", "staging_bucket"):
         paths.setdefault(f"spec.{name}", f"{where}.spec.{name}")
     config = check_config(given["spec"], given["run"], paths, findings, macros_pending=True)
@@ -122,11 +125,16 @@ def check_config(
                 taken = check_argument(_ARGUMENTS[section][name], value, path, walk)
                 clean[section].update({} if taken is None else {name: taken})
     config = QueueConfig(spec=clean["spec"], run=clean["run"], paths=paths)
-    _settle_service_account(config, findings)
     _require(config, findings)
     pools = config.spec.get("worker_pool_specs", [])
     persistent = bool(config.spec.get("persistent_resource_id") or config.run.get("persistent_resource_id"))
-    check_pools(pools, config.path_of("spec", "worker_pool_specs"), persistent=persistent, findings=findings)
+    check_pools(
+        pools,
+        config.path_of("spec", "worker_pool_specs"),
+        persistent=persistent,
+        findings=findings,
+        macros_pending=macros_pending,
+    )
     check_job(config.spec, config.run, config.path_of, findings)
     return QueueConfig(config.spec, config.run, findings.warnings, config.paths)
 
@@ -148,6 +156,7 @@ def _collect(
     if not is_object(source):
         findings.expected(where, "an object with spec and run", source)
         return
+    _set_aside(source, given, paths)
     for section, values in source.items():
         path = at(where, section)
         if section not in given:
@@ -161,6 +170,15 @@ def _collect(
                 paths[f"{section}.{name}"] = at(path, name)
         elif values is not None:
             findings.expected(path, "an object", values)
+
+
+def _set_aside(source: dict[str, Any], given: dict[str, dict[str, Any]], paths: dict[str, str]) -> None:
+    """Remove what `source` gives as well, be it in the other section, so that its own word counts."""
+    for name in _EITHER_SECTION:
+        if any(is_object(values := source.get(section)) and name in values for section in given):
+            for section, arguments in given.items():
+                arguments.pop(name, None)
+                paths.pop(f"{section}.{name}", None)
 
 
 def _refuse_section(section: str, values: Any, where: str, findings: Findings) -> None:
@@ -180,17 +198,29 @@ def _refuse_section(section: str, values: Any, where: str, findings: Findings) -
         findings.unknown_key(where, section, ("spec", "run"), "a Vertex queue's configuration")
 
 
-def _settle_service_account(config: QueueConfig, findings: Findings) -> None:
-    account = config.spec.pop("service_account", None)
-    if not account:
-        return
-    if config.run.setdefault("service_account", account) != account:
+def _settle_service_account(
+    given: dict[str, dict[str, Any]], paths: dict[str, str], findings: Findings
+) -> None:
+    """Move the service account to `run`, where the SDK has it; what is there is of the same source."""
+    name = "service_account"
+    in_spec, in_run = given["spec"].get(name), given["run"].get(name)
+    if _is_unset(in_spec):
+        given["spec"].pop(name, None)
+    elif _is_unset(in_run) or in_run == in_spec:
+        given["run"][name] = given["spec"].pop(name)
+        paths[f"run.{name}"] = paths.pop(f"spec.{name}")
+    else:
         findings.refuse(
-            config.path_of("spec", "service_account"),
+            paths[f"spec.{name}"],
             "another service account than in run",
             "a job runs as one service account",
             "Keep one of them.",
         )
+
+
+def _is_unset(value: Any) -> bool:
+    """Tell whether a text says nothing: in the SDK an empty one is the same as none."""
+    return value is None or value == ""
 
 
 def _require(config: QueueConfig, findings: Findings) -> None:

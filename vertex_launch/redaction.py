@@ -8,7 +8,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from vertex_launch.json_value import is_list, is_object
-from vertex_launch.vertex_sdk import CustomJob
+from vertex_launch.vertex_types import CustomJob
 
 MASK: Final = "********"
 _SECRET_NAME_PARTS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")

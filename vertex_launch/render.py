@@ -4,8 +4,8 @@ What a launch adds to a queue's configuration:
 
     macros         `${image_uri} ${project_name} ${entity_name} ${run_id} ${run_name} ${author}` in every
                    string leaf, other names only from the block's allow-list. Unknown ones stay in
-                   `command`, `args` and `env`, where a shell may mean them (a warning says so), and
-                   are refused anywhere else.
+                   `command`, `args` and the values of `env`, where a shell may mean them (a warning
+                   says so), and are refused anywhere else.
     env            W&B's variables, after the queue's own, for each pool that runs the launch's image:
                    its image is or contains `${image_uri}`, or equals the image. A queue's variable of
                    the same name gives way (a warning says so).
@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from vertex_launch.environment import launch_environment, literal_text
+from vertex_launch.environment import join_literally, launch_environment, literal_text
 from vertex_launch.errors import InvalidQueueConfig, Problem
 from vertex_launch.findings import Findings
 from vertex_launch.json_value import at, is_unicode, shown
@@ -47,8 +47,8 @@ from vertex_launch.macros import LAUNCH_MACROS, fill_macros
 from vertex_launch.queue_config import QueueConfig, check_config
 from vertex_launch.redaction import is_secret_name, mask, redacted_job
 from vertex_launch.run_spec import RunSpec
-from vertex_launch.vertex_sdk import CustomJob
-from vertex_launch.worker_pools import TASKS, check_env
+from vertex_launch.vertex_types import CustomJob
+from vertex_launch.worker_pools import TASKS, check_env_count
 
 __all__ = [
     "ATTEMPT_LABEL",
@@ -63,8 +63,8 @@ __all__ = [
 ]
 
 _MAX_DISPLAY_NAME: Final = 128
-# Where ${NAME} may be meant for a shell in the container.
-_SHELL_FIELDS: Final = ("command", "args", "env")
+# Where ${NAME} may be meant for a shell in the container; so it may in the values of `env`.
+_SHELL_FIELDS: Final = ("command", "args")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,11 @@ class _Renderer:
         self._given = config
         self._context = context
         self._findings = Findings()
-        secrets = {value for name, value in context.macros.items() if is_secret_name(name)}
+        self._allowed = {name: value for name, value in context.macros.items() if value is not None}
+        secrets = {value for name, value in self._allowed.items() if is_secret_name(name)}
         secrets.add(context.api_key.get_secret_value())
-        self._secrets = frozenset({*secrets, *map(label_value, secrets)})
+        # In labels and in variables they take another form.
+        self._secrets = frozenset({*secrets, *map(label_value, secrets), *map(literal_text, secrets)})
 
     def rendering(self) -> Rendering:
         launch_pools = self._launch_pools()
@@ -165,9 +167,7 @@ class _Renderer:
         return check_config(spec, run, self._given.paths, self._findings, macros_pending=False)
 
     def _fill_pools(self, pools: list[dict[str, Any]], values: Mapping[str, str], path: str) -> Any:
-        """Fill the pools: unknown macros are left to the shell in a task's command, args and env."""
-        # Vertex AI expands $(NAME) in the values of variables: what a macro brings in is no such name.
-        for_env = {name: literal_text(value) for name, value in values.items()}
+        """Fill the pools: unknown macros are left to the shell where a task may have one."""
         filled: list[dict[str, Any]] = []
         for index, pool in enumerate(pools):
             where = at(path, index)
@@ -176,21 +176,31 @@ class _Renderer:
             for task in TASKS:
                 if task in pool:
                     result[task] = {
-                        name: fill_macros(
-                            value,
-                            for_env if name == "env" else values,
-                            at(at(where, task), name),
-                            self._leave_macro if name in _SHELL_FIELDS else self._refuse_macro,
-                        )
+                        name: self._fill_task_field(name, value, values, at(at(where, task), name))
                         for name, value in pool[task].items()
                     }
             filled.append(result)
         return filled
 
+    def _fill_task_field(self, name: str, value: Any, values: Mapping[str, str], path: str) -> Any:
+        if name != "env":
+            on_unknown = self._leave_macro if name in _SHELL_FIELDS else self._refuse_macro
+            return fill_macros(value, values, path, on_unknown)
+        return [
+            # Vertex AI expands $(NAME) in the values of variables: what a macro brings in is no such name.
+            {
+                key: fill_macros(text, values, at(at(path, index), key), self._leave_macro, join_literally)
+                if key == "value"
+                else fill_macros(text, values, at(at(path, index), key), self._refuse_macro)
+                for key, text in variable.items()
+            }
+            for index, variable in enumerate(value)
+        ]
+
     def _macro_values(self) -> dict[str, str]:
         run_spec, context = self._run_spec, self._context
         values = {
-            **context.macros,
+            **self._allowed,
             "image_uri": context.image_uri,
             "project_name": run_spec.project,
             "entity_name": run_spec.entity,
@@ -201,15 +211,26 @@ class _Renderer:
         for name, value in values.items():
             if not is_unicode(value) or "\0" in value:
                 self._findings.refuse(
-                    f"${{{name}}}", "its value is not text", "no field of a job can hold it"
+                    f"${{{name}}}",
+                    "its value is not text",
+                    "no field of a job can hold it",
+                    "Correct it where it comes from: the launch, or the worker's environment.",
                 )
                 values[name] = ""
         return values
 
     def _known_macros(self) -> str:
-        return ", ".join((*LAUNCH_MACROS, *sorted(self._context.macros.keys() - set(LAUNCH_MACROS))))
+        return ", ".join((*LAUNCH_MACROS, *sorted(self._allowed.keys() - set(LAUNCH_MACROS))))
 
     def _refuse_macro(self, path: str, name: str) -> None:
+        if name in self._context.macros:
+            self._findings.refuse(
+                path,
+                f"${{{name}}} is allowed, but not set in the worker's environment",
+                "a macro of the block's allow-list is a variable of the worker",
+                f"Set {name} where the worker runs.",
+            )
+            return
         self._findings.refuse(
             path,
             f"${{{shown(name)[1:-1]}}} is not a known macro",
@@ -218,9 +239,12 @@ class _Renderer:
         )
 
     def _leave_macro(self, path: str, name: str) -> None:
-        self._findings.warn(
-            path, f"${{{shown(name)[1:-1]}}} is left as it is: not a macro (known are {self._known_macros()})"
+        reason = (
+            "allowed, but not set in the worker's environment"
+            if name in self._context.macros
+            else f"not a macro (known are {self._known_macros()})"
         )
+        self._findings.warn(path, f"${{{shown(name)[1:-1]}}} is left as it is: {reason}")
 
     def _check_home(self, config: QueueConfig) -> None:
         """Refuse another project or region than the block's: jobs are watched and limited there."""
@@ -258,7 +282,7 @@ class _Renderer:
             else:
                 kept.append(variable)
         task["env"] = [*kept, *({"name": name, "value": value} for name, value in environment.items())]
-        check_env(task["env"], at(where, "env"), self._findings)
+        check_env_count(len(task["env"]), at(where, "env"), self._findings)
         if self._run_spec.overrides.args:
             task["args"] = list(self._run_spec.overrides.args)
         self._set_command(task, where, is_container=name == TASKS[0])

@@ -209,6 +209,7 @@ class _Reader:
                 f"W&B does not take such a name for an {key}"
                 if key == "entity"
                 else f"W&B does not take such a name for a {key}",
+                f"Pass --{key} with the name as W&B shows it.",
             )
         return text
 
@@ -218,12 +219,15 @@ class _Reader:
             return None
         found = sorted(_RESERVED_IN_RUN_ID.intersection(run_id))
         if found:
-            self._findings.refuse("run_id", f"cannot hold {' '.join(found)}", "W&B refuses such a run id")
+            self._refuse_run_id(f"cannot hold {' '.join(found)}", "W&B refuses such a run id")
         elif run_id != run_id.strip():
-            self._findings.refuse("run_id", "starts or ends with a space", "W&B refuses such a run id")
+            self._refuse_run_id("starts or ends with a space", "W&B refuses such a run id")
         elif len(run_id) > 128:
-            self._findings.refuse("run_id", f"{len(run_id)} characters", "W&B takes at most 128")
+            self._refuse_run_id(f"{len(run_id)} characters", "W&B takes at most 128")
         return run_id
+
+    def _refuse_run_id(self, what: str, why: str) -> None:
+        self._findings.refuse("run_id", what, why, "Correct it, or leave it out: then it is made here.")
 
     def _resume_count(self) -> int:
         count = self._payload.get("_resume_count")
@@ -270,7 +274,7 @@ class _Reader:
                 "docker.docker_image, job",
                 what,
                 "a launch runs exactly one of them",
-                "Give one, not the other.",
+                "Give one of them.",
             )
         return image_uri, job
 
@@ -291,7 +295,9 @@ class _Reader:
         found = {path: uri for path, uri in texts.items() if uri is not None}
         for path, uri in found.items():
             if any(character.isspace() for character in uri):
-                self._findings.refuse(path, f"{shown(uri)} holds a space", "no image is named so")
+                self._findings.refuse(
+                    path, f"{shown(uri)} holds a space", "no image is named so", "Correct the image's name."
+                )
         if len(set(found.values())) > 1:
             self._findings.refuse(
                 "image_uri", "another image than docker.docker_image", fix="Give one of them."
@@ -352,7 +358,7 @@ class _Reader:
                 fix = "Put it into quotes." if isinstance(word, bool) else ""
                 self._findings.expected(where, "a string or a number", word, fix)
             elif isinstance(word, str) and "\0" in word:
-                self._findings.refuse(where, "holds a NUL character", "no argument can")
+                self._findings.refuse(where, "holds a NUL character", "no argument can", "Remove it.")
             else:
                 result.append(str(word))
         return tuple(result)
@@ -374,7 +380,7 @@ def _text_at(value: Any, path: str, findings: Findings) -> str | None:
         findings.expected(path, "a string", value)
         return None
     if "\0" in value:
-        findings.refuse(path, "holds a NUL character", "no variable of the container can")
+        findings.refuse(path, "holds a NUL character", "no variable of the container can", "Remove it.")
         return None
     return value
 

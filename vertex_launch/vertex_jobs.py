@@ -36,14 +36,13 @@ from vertex_launch.errors import (
     Transient,
 )
 from vertex_launch.lifecycle import JobRecord
-from vertex_launch.retry import retrying
-from vertex_launch.vertex_sdk import (
+from vertex_launch.retry import ATTEMPTS, retrying
+from vertex_launch.vertex_client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
+from vertex_launch.vertex_types import (
     CancelCustomJobRequest,
     CreateCustomJobRequest,
     CustomJob,
     GetCustomJobRequest,
-    JobServiceAsyncClient,
-    JobServiceGrpcAsyncIOTransport,
     ListCustomJobsRequest,
 )
 
@@ -162,14 +161,14 @@ class VertexJobs:
             ) from error
         return as_record(_raw(created))
 
-    async def get(self, name: str) -> JobRecord:
-        """Return one job. Raises NotFound when it does not exist, Transient after the last retry."""
+    async def get(self, name: str, *, attempts: int = ATTEMPTS) -> JobRecord:
+        """Return one job. Raises NotFound when it does not exist, Transient after the last attempt."""
 
         async def send(client: Any) -> Any:
             request = GetCustomJobRequest(name=name)
             return await client.get_custom_job(request=request, timeout=self._timeout_seconds, retry=None)
 
-        return as_record(_raw(await self._call("get", f"job {name}", send)))
+        return as_record(_raw(await self._call("get", f"job {name}", send, attempts)))
 
     async def list(self, filter: str) -> tuple[JobRecord, ...]:  # noqa: A002 - the API's own word
         """Return every job that matches an AIP-160 filter, by pages of 100."""
@@ -223,7 +222,9 @@ class VertexJobs:
 
         return await self._call("list", f"the jobs of {self.parent}", send)
 
-    async def _call(self, method: str, where: str, send: Callable[[Any], Awaitable[T]]) -> T:
+    async def _call(
+        self, method: str, where: str, send: Callable[[Any], Awaitable[T]], attempts: int = ATTEMPTS
+    ) -> T:
         async def once() -> T:
             client = self._client()
             self.calls[method] += 1
@@ -232,7 +233,7 @@ class VertexJobs:
             except google.GoogleAPICallError as error:
                 raise _translated(error, where) from error
 
-        return await retrying(once, clock=self._clock, random=self._random)
+        return await retrying(once, clock=self._clock, random=self._random, attempts=attempts)
 
     @property
     def _key(self) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -25,7 +25,9 @@ DEFAULT_BASE_URL = "https://api.forge.coreweave.com"
 FORGE_HOSTS: Mapping[str, str] = MappingProxyType(
     {"forge.coreweave.com": "api.wandb.ai", "qa.forge.coreweave.com": "api.qa.wandb.ai"}
 )
+_FORGE_API_PATH = "/api/wandb"
 
+_IDENTITY_TOKEN_FILE = "WANDB_IDENTITY_TOKEN_FILE"  # noqa: S105  # the name of a variable
 _JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
 _KEY_CHARACTERS = 40
 
@@ -44,11 +46,14 @@ class WandbEndpoint:
         The server: `base_url`, WANDB_BASE_URL, `./wandb/settings`, `~/.config/wandb/settings` (or
         WANDB_CONFIG_DIR), W&B's own cloud. The key: `api_key`, WANDB_API_KEY, netrc (NETRC or
         `~/.netrc`), the settings files. Raises Refused when the server's address is not one, and
-        AuthenticationFailed when there is no key or it cannot be one.
+        AuthenticationFailed when there is no key or it cannot be one, and where the wandb client
+        would log in with an identity token.
         """
         settings = _read_settings()
         configured_url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or DEFAULT_BASE_URL
         url = normalize_base_url(base_url or configured_url)
+        if not api_key:
+            _refuse_identity_token()
         key = api_key or os.environ.get("WANDB_API_KEY") or _read_netrc(url)
         # A key in the settings belongs to the server that the settings name.
         if not key and url == normalize_base_url(configured_url):
@@ -74,7 +79,7 @@ def normalize_base_url(url: str) -> str:
             )
         )
     if parts.hostname in FORGE_HOSTS:
-        return f"https://api.{parts.hostname}"
+        return _behind_forge(parts)
     if str(parts.hostname).endswith("wandb.ai") and (
         parts.scheme != "https" or "api." not in str(parts.hostname)
     ):
@@ -88,6 +93,19 @@ def normalize_base_url(url: str) -> str:
     return url.strip().rstrip("/")
 
 
+def _behind_forge(parts: SplitResult) -> str:
+    """Return the API host behind a Forge host's proxy, which is at one path only."""
+    if (parts.scheme, parts.netloc, parts.path.rstrip("/")) != ("https", parts.hostname, _FORGE_API_PATH):
+        raise Refused(
+            Problem(
+                "base_url",
+                f"{parts.scheme}://{parts.hostname} is not the address of W&B's API there",
+                fix=f"Use https://api.{parts.hostname}.",
+            )
+        )
+    return f"https://api.{parts.hostname}"
+
+
 def authorize_url(base_url: str) -> str:
     """Return the page on which a person finds the API key of a server."""
     host = urlsplit(base_url).hostname or ""
@@ -95,6 +113,20 @@ def authorize_url(base_url: str) -> str:
         if host in {f"api.{forge}", api}:
             return "https://wandb.ai/authorize"
     return f"{base_url}/authorize"
+
+
+def _refuse_identity_token() -> None:
+    """Say that a token takes no part here, where the wandb client prefers it to every stored key."""
+    if os.environ.get(_IDENTITY_TOKEN_FILE):
+        raise AuthenticationFailed(
+            Problem(
+                _IDENTITY_TOKEN_FILE,
+                "an identity token cannot be used here",
+                why="the launch and its containers log in to W&B with an API key",
+                fix=f"Unset {_IDENTITY_TOKEN_FILE} and set WANDB_API_KEY, or api_key in the block "
+                "WandbCredentials.",
+            )
+        )
 
 
 def _checked_key(key: str | None, base_url: str) -> str:
@@ -131,10 +163,10 @@ def _read_settings() -> dict[str, str]:
     """Return the settings of the user's file, those of the working directory's file over them."""
     config = os.environ.get("WANDB_CONFIG_DIR")
     directory = Path(config) if config else Path("~/.config/wandb")
-    root = Path(os.environ.get("WANDB_DIR") or ".")
-    local = root / (".wandb" if (root / ".wandb").exists() else "wandb")
+    # wandb reads the files before it looks at WANDB_DIR, so that says nothing of where they are.
+    local = Path(".wandb" if Path(".wandb").exists() else "wandb")
     settings: dict[str, str] = {}
-    for path in (directory.expanduser() / "settings", local.expanduser() / "settings"):
+    for path in (directory.expanduser() / "settings", local / "settings"):
         parser = configparser.ConfigParser()
         try:
             parser.read(path)

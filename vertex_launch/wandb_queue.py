@@ -250,23 +250,27 @@ class WandbQueue:
     async def acknowledge(self, item_id: str, run_id: str) -> None:
         """Claim a leased item for a run; claiming it again for the same run is fine.
 
-        A refusal is checked against the item itself, because the answer to an earlier claim of ours
-        may have been lost. Raises Conflict, which says who has the item.
+        A refusal, whatever its kind, is checked against the item itself, because the answer to an
+        earlier claim of ours may have been lost. Raises Conflict, which says who has the item, when it
+        is not ours to claim any more, and what W&B said when the item does not explain it.
         """
         variables = {"itemId": item_id, "runId": run_id}
+        refusal: Permanent | None = None
         try:
             data = await self._graphql.execute(documents.ACKNOWLEDGE, variables)
             answer = at(data, documents.ACKNOWLEDGE.name)
             if answer is not None and answer.get("success"):
                 return
-        except Conflict:
-            pass
-        try:
-            item = await self.read_item(item_id)
-        except NotFound as error:
-            raise Conflict(Problem(f"item {item_id}", "it was removed from the queue")) from error
+        except AuthenticationFailed:
+            raise
+        except Permanent as error:
+            refusal = error
+        item = await self._refused_item(item_id, refusal)
         if item.state is ItemState.CLAIMED and item.run_id == run_id:
             return
+        is_elsewhere = item.run_id not in {None, run_id} or item.state is ItemState.PENDING
+        if refusal is not None and not isinstance(refusal, Conflict) and not is_elsewhere:
+            raise refusal
         has_it = f"run {item.run_id} has it" if item.run_id else f"it is {item.state.value}"
         raise Conflict(
             Problem(
@@ -274,7 +278,20 @@ class WandbQueue:
                 f"W&B refused to give it to run {run_id}: {has_it}",
                 why="a leased item that is not claimed within about a minute goes to the next agent",
             )
-        )
+        ) from refusal
+
+    async def _refused_item(self, item_id: str, refusal: Permanent | None) -> ItemRecord:
+        """Return an item that W&B would not give to us; `refusal` is what it said, if anything."""
+        try:
+            return await self.read_item(item_id)
+        except NotFound as error:
+            if refusal is None or isinstance(refusal, Conflict | NotFound):
+                raise Conflict(Problem(f"item {item_id}", "it was removed from the queue")) from error
+            raise refusal from error
+        except AuthenticationFailed:
+            raise
+        except Permanent as error:
+            raise (refusal or error) from error
 
     async def fail(self, item_id: str, message: str, stage: str, file_paths: Sequence[str] = ()) -> None:
         """Mark an item as failed at W&B, with the message that its page shows."""

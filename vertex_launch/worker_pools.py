@@ -28,8 +28,13 @@ TASKS: Final = ("container_spec", "python_package_spec")
 Pool = Mapping[str, Any]
 
 
-def check_pools(pools: Sequence[Pool], path: str, *, persistent: bool, findings: Findings) -> None:
-    """Check pools that have been walked; `persistent` if a persistent resource runs the job."""
+def check_pools(
+    pools: Sequence[Pool], path: str, *, persistent: bool, findings: Findings, macros_pending: bool
+) -> None:
+    """Check pools that have been walked; `persistent` if a persistent resource runs the job.
+
+    With `macros_pending` the name of a variable that has a macro in it waits for it.
+    """
     if len(pools) > MAX_POOLS:
         findings.refuse(
             path,
@@ -44,31 +49,34 @@ def check_pools(pools: Sequence[Pool], path: str, *, persistent: bool, findings:
                 findings.refuse(where, "empty", "the first pool is the primary one", "Describe it.")
             continue
         _check_replicas(pool, where, primary=index == 0, findings=findings)
-        _check_task(pool, where, findings)
+        _check_task(pool, where, findings, macros_pending=macros_pending)
         _check_machine_spec(pool, where, persistent=persistent, findings=findings)
         _check_disk(pool, where, findings)
         _check_mounts(pool, where, findings)
 
 
-def check_env(env: Sequence[Mapping[str, Any]], path: str, findings: Findings) -> None:
-    """Check names and number of a task's environment variables."""
-    if len(env) > MAX_ENV:
-        findings.refuse(path, f"{len(env)} environment variables", f"a task takes at most {MAX_ENV}")
+def check_env(
+    env: Sequence[Mapping[str, Any]], path: str, findings: Findings, *, macros_pending: bool
+) -> None:
+    """Check names and number of a task's environment variables.
+
+    With `macros_pending` a name that has a macro in it waits for it.
+    """
+    check_env_count(len(env), path, findings)
     seen: dict[str, int] = {}
     for index, variable in enumerate(env):
         where = at(at(path, index), "name")
         name = variable.get("name")
+        if (macros_pending and has_macro(name)) or findings.is_refused(where):
+            continue
         if not isinstance(name, str) or not name:
-            findings.refuse(where, "missing", "a variable needs a name")
-        elif has_macro(name):
-            findings.refuse(
-                where, "a macro in a name", "variables are named in the queue", "Write the name out."
-            )
+            findings.refuse(where, "missing", "a variable needs a name", "Name it or remove it.")
         elif not _C_IDENTIFIER.fullmatch(name):
             findings.refuse(
                 where,
                 f"{shown(name)} is not a valid name",
                 "letters, digits and underscores, not starting with a digit",
+                "Rename it.",
             )
         elif name in seen:
             findings.refuse(
@@ -81,24 +89,36 @@ def check_env(env: Sequence[Mapping[str, Any]], path: str, findings: Findings) -
             seen[name] = index
 
 
+def check_env_count(count: int, path: str, findings: Findings) -> None:
+    """Check the number of a task's environment variables."""
+    if count > MAX_ENV:
+        findings.refuse(
+            path,
+            f"{count} environment variables",
+            f"a task takes at most {MAX_ENV}, the launch's own among them",
+            "Put what they say into a W&B artifact or into a file in a bucket.",
+        )
+
+
 def _check_replicas(pool: Pool, where: str, *, primary: bool, findings: Findings) -> None:
     count = pool.get("replica_count")
     path = at(where, "replica_count")
-    if count is None:
-        findings.warn(path, "missing; the SDK sends 0 then")
-    elif not isinstance(count, int):
-        return  # a macro, or refused by the walk
-    elif primary and count != 1:
+    if count is not None and not isinstance(count, int):
+        return  # a macro
+    # Without a count 0 is sent, so both are the same job to Vertex AI.
+    what = "missing" if count is None else f"{count} replicas"
+    if primary and count != 1:
+        findings.refuse(path, what, "the first pool is the primary replica alone", "Set it to 1.")
+    elif not primary and (count or 0) < 1:
         findings.refuse(
-            path, f"{count} replicas", "the first pool is the primary replica alone", "Set it to 1."
+            path,
+            what,
+            "a pool that is there has at least one replica",
+            "Set it to 1 or more, or write {} for a pool that is left out.",
         )
-    elif count < 0:
-        findings.refuse(path, f"{count} is negative")
-    elif count == 0:
-        findings.warn(path, "0 replicas")
 
 
-def _check_task(pool: Pool, where: str, findings: Findings) -> None:
+def _check_task(pool: Pool, where: str, findings: Findings, *, macros_pending: bool) -> None:
     given = [name for name in TASKS if name in pool]
     if not given:
         findings.refuse(
@@ -116,7 +136,7 @@ def _check_task(pool: Pool, where: str, findings: Findings) -> None:
         )
         if name == TASKS[1]:
             _check_packages(task, path, findings)
-        check_env(task.get("env", ()), at(path, "env"), findings)
+        check_env(task.get("env", ()), at(path, "env"), findings, macros_pending=macros_pending)
 
 
 def _check_packages(task: Mapping[str, Any], where: str, findings: Findings) -> None:
@@ -127,10 +147,17 @@ def _check_packages(task: Mapping[str, Any], where: str, findings: Findings) -> 
             path, "missing", "Vertex AI installs the code from there", "Name at least one gs:// URI."
         )
     if len(packages) > 100:
-        findings.refuse(path, f"{len(packages)} packages", "a task takes at most 100")
+        findings.refuse(
+            path, f"{len(packages)} packages", "a task takes at most 100", "Put several into one archive."
+        )
     for index, uri in enumerate(packages):
         if isinstance(uri, str) and not has_macro(uri) and not uri.startswith("gs://"):
-            findings.refuse(at(path, index), f"{shown(uri)} is not a gs:// URI")
+            findings.refuse(
+                at(path, index),
+                f"{shown(uri)} is not a gs:// URI",
+                "Vertex AI installs packages from Cloud Storage only",
+                "Upload it and write gs://my-bucket/package.tar.gz, say.",
+            )
 
 
 def _check_machine_spec(pool: Pool, where: str, *, persistent: bool, findings: Findings) -> None:
@@ -164,7 +191,9 @@ def _check_disk(pool: Pool, where: str, findings: Findings) -> None:
     path = at(where, "disk_spec")
     size, kind = disk.get("boot_disk_size_gb"), disk.get("boot_disk_type")
     if isinstance(size, int) and not 100 <= size <= 64000:
-        findings.refuse(at(path, "boot_disk_size_gb"), f"{size} GB", "a boot disk has 100 to 64000 GB")
+        findings.refuse(
+            at(path, "boot_disk_size_gb"), f"{size} GB", "a boot disk has 100 to 64000 GB", "Set it to 100."
+        )
     if isinstance(kind, str) and kind and not has_macro(kind) and kind not in _DISK_TYPES:
         findings.warn(
             at(path, "boot_disk_type"), f"{shown(kind)} is none of {', '.join(sorted(_DISK_TYPES))}"
@@ -180,10 +209,15 @@ def _check_mounts(pool: Pool, where: str, findings: Findings) -> None:
             _require(mount, required, path, findings)
             source = mount.get("path")
             if isinstance(source, str) and source and not has_macro(source) and not source.startswith("/"):
-                findings.refuse(at(path, "path"), f"{shown(source)} does not start with /")
+                findings.refuse(
+                    at(path, "path"),
+                    f"{shown(source)} does not start with /",
+                    "it is the path that the server exports",
+                    "Put a / in front of it.",
+                )
 
 
 def _require(value: Mapping[str, Any], names: Sequence[str], path: str, findings: Findings) -> None:
     for name in names:
         if not value.get(name):
-            findings.refuse(at(path, name), "missing", "it is required here")
+            findings.refuse(at(path, name), "missing", "it is required here", "Set it.")

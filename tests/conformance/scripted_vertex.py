@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 
-from vertex_launch.vertex_sdk import (
+from vertex_launch.vertex_types import (
     CancelCustomJobRequest,
     CreateCustomJobRequest,
     CustomJob,
@@ -33,7 +33,8 @@ PARENT = "projects/p/locations/us-central1"
 class ScriptedVertex:
     """`jobs` are by resource name; a function in `faults` is awaited before its method answers.
 
-    Unlike Vertex AI it ignores filters, and read masks too, which a client has to bear.
+    A GET of a job in `unreadable` is never answered. Unlike Vertex AI it ignores filters, and read masks
+    too, which a client has to bear.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,10 @@ class ScriptedVertex:
         self.calls: Counter[str] = Counter()
         self.faults: dict[str, Callable[[grpc.aio.ServicerContext], Awaitable[None]]] = {}
         self.listed: Callable[[CustomJob], bool] = lambda job: not job.end_time
+        self.unreadable: set[str] = set()
         self.connections: set[str] = set()
+        self.seconds_left: dict[str, float | None] = {}
+        self.authorizations: set[str] = set()
         self.requests: list[Any] = []
 
     def add(self, number: int, state: int, **fields: Any) -> str:
@@ -54,6 +58,8 @@ class ScriptedVertex:
         return self.jobs[self.add(len(self.jobs) + 1, 1, display_name=request.custom_job.display_name)]
 
     async def get_custom_job(self, request: GetCustomJobRequest) -> CustomJob | None:
+        if request.name in self.unreadable:
+            await asyncio.Event().wait()
         return self.jobs.get(request.name)
 
     async def list_custom_jobs(self, request: ListCustomJobsRequest) -> ListCustomJobsResponse:
@@ -72,6 +78,9 @@ class ScriptedVertex:
         async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
             self.calls[method] += 1
             self.connections.add(context.peer())
+            self.seconds_left[method] = context.time_remaining()
+            metadata = dict(context.invocation_metadata() or ())
+            self.authorizations.add(str(metadata.get("authorization", "none")))
             self.requests.append(request)
             if method in self.faults:
                 await self.faults[method](context)
@@ -107,12 +116,16 @@ async def hang(_context: grpc.aio.ServicerContext) -> None:
 
 
 @contextlib.asynccontextmanager
-async def scripted_vertex() -> AsyncIterator[ScriptedVertex]:
+async def scripted_vertex(tls: grpc.ServerCredentials | None = None) -> AsyncIterator[ScriptedVertex]:
+    """Serve a JobService, over TLS if it is given a key and certificate."""
     vertex = ScriptedVertex()
     server = grpc.aio.server()
     handlers = {method: vertex.handler(method) for method in REQUESTS}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    vertex.url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if tls is None:
+        vertex.url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    else:
+        vertex.url = f"https://127.0.0.1:{server.add_secure_port('127.0.0.1:0', tls)}"
     await server.start()
     try:
         yield vertex

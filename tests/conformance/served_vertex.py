@@ -18,7 +18,8 @@ from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.vertex_backend import VertexBackend
 from vertex_launch.sandbox.vertex_grpc import add_job_service
 from vertex_launch.sandbox.vertex_rest import vertex_app
-from vertex_launch.vertex_sdk import CustomJob, JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
+from vertex_launch.vertex_client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
+from vertex_launch.vertex_types import CustomJob
 
 PARENT = "projects/p/locations/us-central1"
 NUMBER = "1234"
@@ -40,7 +41,8 @@ class Served:
 @contextlib.asynccontextmanager
 async def served(workdir: Path, records: Records | None = None, **options: Any) -> AsyncIterator[Served]:
     options = {"queued_seconds": 0.0, "pending_seconds": 0.0, "project_numbers": {"p": NUMBER}} | options
-    backend = VertexBackend(records or Records(), workdir=workdir, images=IMAGES, **options)
+    records = records or Records()
+    backend = VertexBackend(records, workdir=workdir, images=IMAGES, **options)
     await backend.start()
     grpc_server = grpc.aio.server()
     add_job_service(grpc_server, backend)
@@ -60,6 +62,7 @@ async def served(workdir: Path, records: Records | None = None, **options: Any) 
         await serving
         await grpc_server.stop(None)
         await backend.aclose()
+        records.close()
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 20) -> None:

@@ -19,14 +19,20 @@ from typing import Any
 import httpx
 import pytest
 from google.oauth2 import service_account
+from pydantic import SecretStr
 from served_vertex import processes_below
 
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.sandbox.images import IMAGES
+from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.server import Sandbox
 from vertex_launch.sandbox.service_account import service_account_info
+from vertex_launch.sandbox.start_refusal import StartRefusal
+from vertex_launch.sandbox.wandb_backend import WandbBackend
 from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_sdk import CustomJob, JobState
+from vertex_launch.vertex_types import CustomJob, JobState
+from vertex_launch.wandb_endpoint import WandbEndpoint
+from vertex_launch.wandb_queue import WandbQueue
 
 HOLD = ("-c", "import time; print('holding', flush=True); time.sleep(100)")
 
@@ -104,10 +110,40 @@ async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_behind(
         "vertex_grpc_port": sandbox.vertex_grpc_url,
     }
     port = int(urls[name].rpartition(":")[2])
-    with pytest.raises(OSError, match=f"127.0.0.1:{port} cannot be listened on"):
+    with pytest.raises(StartRefusal, match=f"127.0.0.1:{port} cannot be listened on"):
         async with Sandbox(**{name: port}):
             pass
     assert _entries(tmp_path) == []
+
+
+async def test_a_lease_takes_a_minute_unless_told_otherwise(sandbox: Sandbox, tmp_path: Path):
+    assert sandbox.wandb.items.lease_seconds == 60
+    async with Sandbox(lease_seconds=5, workdir=tmp_path) as other:
+        assert other.wandb.items.lease_seconds == 5
+
+
+# --- the state file
+
+
+async def test_one_sandbox_at_a_time_has_a_state_file(tmp_path: Path):
+    state = tmp_path / "state.db"
+    async with Sandbox(state=state):
+        with pytest.raises(StartRefusal, match="in use by another sandbox"):
+            Sandbox(state=state)
+    async with Sandbox(state=state):
+        pass
+
+
+def test_a_state_file_that_cannot_be_had_is_refused_with_the_reason(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("no database, but long enough to look like one\n" * 100)
+    for state, reason in (
+        (tmp_path / "notes.txt", "notes.txt is not a state file of the sandbox: file is not a database"),
+        (tmp_path / "none" / "state.db", "there is no directory .*none"),
+        (tmp_path, "cannot be used: unable to open database file"),
+    ):
+        with pytest.raises(StartRefusal, match=reason):
+            Records(state)
+    assert (tmp_path / "notes.txt").read_text().startswith("no database"), "what is there stays as it is"
 
 
 # --- the images
@@ -249,6 +285,62 @@ async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
     await jobs.aclose()
     assert not [text for text in processes_below(tmp_path) if "sandbox" not in text]
     assert second.end(signal.SIGTERM) == (0, "")
+
+
+async def test_the_command_ends_with_two_lines_and_3_when_it_cannot_start(
+    tmp_path: Path, command: Callable[..., Command]
+):
+    state = str(tmp_path / "state.db")
+    up = command("--state", state)
+    taken = [up.ready[f"{name}_url"].rpartition(":")[2] for name in ("wandb", "vertex_rest", "vertex_grpc")]
+    (tmp_path / "notes.txt").write_text("no database")
+    refused = await asyncio.gather(
+        _refused("--wandb-port", taken[0]),
+        _refused("--vertex-rest-port", taken[1]),
+        _refused("--vertex-grpc-port", taken[2]),
+        _refused("--state", state),
+        _refused("--state", str(tmp_path / "notes.txt")),
+        _refused("--state", str(tmp_path / "none" / "state.db")),
+    )
+    facts = [*(f"127.0.0.1:{port} cannot be listened on" for port in taken), "is in use by another sandbox"]
+    for lines, fact in zip(refused, [*facts, "is not a state file", "there is no directory"], strict=True):
+        assert [line.partition(" ")[0] for line in lines] == ["error:", "hint:"]
+        assert fact in lines[0]
+    assert up.end(signal.SIGTERM) == (0, "")
+
+
+async def _refused(*options: str) -> list[str]:
+    """Return what the command wrote to stderr when it ended with 3 and without a word to stdout."""
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("vertex-launch"), "sandbox", "up", *options,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert (process.returncode, out) == (3, b"")
+    return err.decode().splitlines()
+
+
+async def test_the_command_takes_the_time_of_a_lease(tmp_path: Path, command: Callable[..., Command]):
+    state = tmp_path / "state.db"
+    records = Records(state)
+    backend = WandbBackend(records, entity="sandbox", api_key="k" * 40)
+    config = backend.queues.create_config("sandbox", "gcp-vertex", "{}", None)
+    backend.queues.create(
+        "sandbox", "model-registry", "q", created_by="ann", resource_config_id=config.id
+    )  # fmt: skip
+    item = backend.push_raw("q", "{}")
+    records.close()
+
+    up = command("--state", str(state), "--lease-seconds", "0")
+    endpoint = WandbEndpoint(up.ready["wandb_url"], SecretStr(up.ready["api_key"]))
+    async with WandbQueue(endpoint, entity="sandbox", queue="q") as queue:
+        popped = [await queue.pop(None) for _ in range(2)]
+    assert [each.item_id for each in popped if each] == [item, item], "it is back before the second pop"
 
 
 async def _is_in(jobs: VertexJobs, job: JobRecord, state: JobState) -> bool:

@@ -34,7 +34,7 @@ from served_vertex import (
 )
 
 from vertex_launch.sandbox.records import Records
-from vertex_launch.vertex_sdk import JobState
+from vertex_launch.vertex_types import JobState
 
 
 @pytest.fixture

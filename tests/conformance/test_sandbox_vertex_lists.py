@@ -11,7 +11,7 @@ import pytest
 from google.api_core.exceptions import InvalidArgument
 from served_vertex import PARENT, Served, create, job, served
 
-from vertex_launch.vertex_sdk import CustomJob, JobState, ListCustomJobsRequest
+from vertex_launch.vertex_types import CustomJob, JobState, ListCustomJobsRequest
 
 
 async def test_lists_are_paged_newest_first_with_at_most_100_a_page(tmp_path: Path):
@@ -69,6 +69,22 @@ async def test_filters_choose_jobs(three_jobs: Callable[[str], Awaitable[list[st
         'create_time<"2020-01-01T00:00:00Z"': [],
         # OR binds tighter than AND: without that, the first would match "one" as well.
         'display_name="one" OR labels.k="2" AND labels.k="2"': ["two"],
+        # The examples of ListCustomJobsRequest and of the SDK's list().
+        'state="JOB_STATE_EXPIRED" AND display_name:"t*"': ["three"],
+        'state!="JOB_STATE_EXPIRED" OR display_name="three"': ["one", "two", "three"],
+        'NOT display_name="two"': ["one", "three"],
+        'create_time>"2021-05-18T00:00:00Z"': ["one", "two", "three"],
+        "labels.k=1": ["one"],
+        'display_name:"o*"': ["one"],
+        'displayName:"*o*"': ["one", "two"],
+        'display_name:"*"': ["one", "two", "three"],
+        'display_name:"two"': ["two"],
+        'display_name:"tw"': [],
+        'display_name:"t*e*e"': ["three"],
+        'display_name:"*two*two*"': [],
+        'display_name:"tw*wo"': [],
+        'display_name:".*"': [],
+        'display_name:"' + "*e" * 2000 + '"': [],
         '(display_name="one") OR (labels.k="2" AND labels.k="2")': ["one", "two"],
     }
     assert {text: await three_jobs(text) for text in expected} == expected

@@ -125,6 +125,28 @@ async def test_an_item_goes_from_pending_over_leased_to_claimed(wandb_client):
     assert run == "run12345"
 
 
+async def test_who_pushed_a_run_can_wait_until_it_runs_and_until_it_has_finished(wandb_client):
+    await create_queue(wandb_client, "awaited")
+    item_id = (await push(wandb_client, "awaited", spec()))["runQueueItemId"]
+    await pop(wandb_client, "awaited")
+    running = await wandb_client.run(
+        f"launch_api.ack_run_queue_item({item_id!r}, 'awaited')\n"
+        "settings = wandb.Settings(silent=True, console='off')\n"
+        "job = wandb.init(project='p', entity='team', id='awaited', settings=settings)\n"
+        f"queued = api.queued_run('team', 'p', 'awaited', {item_id!r}, project_queue='model-registry')\n"
+        "run = queued.wait_until_running()\n"
+        "result = [run.id, run.state]"
+    )
+    finished = await wandb_client.run(
+        "job.log({'loss': 0.5})\n"
+        "job.finish()\n"
+        "run = queued.wait_until_finished()\n"
+        "result = [run.id, run.state, run.summary['loss']]"
+    )
+    assert running == ["awaited", "running"]
+    assert finished == ["awaited", "finished", 0.5]
+
+
 async def test_a_popped_item_carries_the_queues_resource_args_and_an_author(wandb_client):
     await create_queue(wandb_client, "completed", config={"spec": {"staging_bucket": "gs://queue"}})
     pushed = await push(wandb_client, "completed", spec())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from real_wandb import ClientError, WandbClient, WandbSandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "sandbox.md"
+_NOT_ANSWERED = _DOCUMENT.read_text().partition("## What it does not answer")[2]
 _TRAIN = """
 import sys, wandb
 run = wandb.init(project="train", entity="team", id=sys.argv[1], name="nice", config={"lr": 0.1}, tags=["a"])
@@ -125,3 +128,36 @@ async def test_a_deleted_run_is_gone(wandb_client, wandb_sandbox: WandbSandbox):
         await read(wandb_client, "team/edited/deleted", "run.state")
     with pytest.raises(ClientError):
         await wandb_client.run("launch_api.get_run_state('team', 'edited', 'deleted')")
+
+
+@pytest.mark.parametrize(
+    ("documented", "call", "missing"),
+    [
+        ("run.logged_artifacts()", "list(api.run('team/gaps/one').logged_artifacts())", "outputArtifacts"),
+        ("run.used_artifacts()", "list(api.run('team/gaps/one').used_artifacts())", "inputArtifacts"),
+        ("api.projects()", "list(api.projects('team'))", "models"),
+        ("api.runs(path, filters=…)", "len(api.runs('team/gaps', filters={'config.lr': 1}))", "filters"),
+        ("api.artifact_types()", "list(api.artifact_types('team/gaps'))", "artifactTypes"),
+        ("api.artifacts()", "list(api.artifacts('model', 'team/gaps/x'))", "artifactCollection"),
+        ("api.team()", "api.team('team').members", "Entity"),
+        ("api.user()", "api.user('ann')", "users"),
+    ],
+)
+async def test_what_it_does_not_answer_is_documented_and_refused_by_name(
+    wandb_client, wandb_sandbox: WandbSandbox, documented, call, missing
+):
+    wandb_sandbox.backend.ensure_project("team", "gaps")
+    wandb_sandbox.backend.runs.upsert("team", "gaps", {"name": "one"})
+    assert f"`{documented}`" in _NOT_ANSWERED
+    with pytest.raises(ClientError, match=missing):
+        await wandb_client.run(f"result = {call}")
+
+
+async def test_what_it_answers_instead_is_as_documented(wandb_client, wandb_sandbox: WandbSandbox):
+    wandb_sandbox.backend.ensure_project("team", "instead")
+    wandb_sandbox.backend.runs.upsert("team", "instead", {"name": "one"})
+    answers = await wandb_client.run(
+        "result = [[run.id for run in api.runs('team/instead', order='+created_at')],"
+        " api.project('instead', 'team').name, bool(api.viewer.username)]"
+    )
+    assert answers == [["one"], "instead", True]

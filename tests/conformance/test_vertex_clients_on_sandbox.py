@@ -18,7 +18,7 @@ from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.vertex_backend import VertexBackend
 from vertex_launch.sandbox.vertex_grpc import add_job_service
 from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_sdk import CustomJob
+from vertex_launch.vertex_types import CustomJob
 
 
 @pytest.fixture

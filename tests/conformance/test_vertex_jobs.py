@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from random import Random
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from google.auth.credentials import AnonymousCredentials
 from real_wandb import MovableClock
 from scripted_vertex import PARENT, ScriptedVertex, failing, hang, scripted_vertex
@@ -23,9 +30,47 @@ from vertex_launch.errors import (
 )
 from vertex_launch.lifecycle import LaunchState
 from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_sdk import CustomJob, JobState
+from vertex_launch.vertex_types import CustomJob, JobState
 
 Code = grpc.StatusCode
+
+
+GET = """
+import asyncio, sys
+from google.oauth2.credentials import Credentials
+from vertex_launch.vertex_jobs import VertexJobs
+
+async def get(url, name):
+    jobs = VertexJobs(
+        project="p", location="us-central1", endpoint=url, credentials=Credentials(token="the-token")
+    )
+    job = await jobs.get(name)
+    await jobs.aclose()
+    print(job.name, job.launch_state)
+
+asyncio.run(get(*sys.argv[1:]))
+"""
+
+
+def certificate_of_localhost() -> tuple[bytes, bytes]:
+    """Return a key and its certificate for 127.0.0.1, which is a root of its own, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    return (
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain),
+        certificate.public_bytes(pem),
+    )
 
 
 class NoWait(MovableClock):
@@ -204,6 +249,66 @@ async def test_a_channel_is_shared_until_its_last_user_closes_it(vertex):
     await second.list("")
     assert len(vertex.connections) == 2
     await second.aclose()
+
+
+async def test_other_credentials_have_a_channel_of_their_own(vertex):
+    vertex.add(1, JobState.JOB_STATE_RUNNING)
+    mine, yours = AnonymousCredentials(), AnonymousCredentials()
+    each = [open_jobs(vertex.url, credentials=credentials) for credentials in (mine, yours, mine, None)]
+    for jobs in each:
+        await jobs.list("")
+    assert len(vertex.connections) == 3
+    for jobs in each:
+        await jobs.aclose()
+
+
+async def test_every_call_carries_a_deadline(vertex):
+    jobs = open_jobs(vertex.url)
+    job = await jobs.create(CustomJob(display_name="x"))
+    await jobs.get(job.name)
+    await jobs.list("")
+    await jobs.cancel(job.name)
+    left = {method: seconds and round(seconds, -1) for method, seconds in vertex.seconds_left.items()}
+    assert left == {"CreateCustomJob": 60, "GetCustomJob": 30, "ListCustomJobs": 30, "CancelCustomJob": 30}
+    await jobs.create(CustomJob(display_name="x"), timeout_seconds=600)
+    assert vertex.seconds_left["CreateCustomJob"] == pytest.approx(600, abs=5)
+    await jobs.aclose()
+
+
+async def test_an_answer_may_be_larger_than_grpc_allows_by_itself(jobs, vertex):
+    name = vertex.add(1, JobState.JOB_STATE_FAILED, error={"code": 3, "message": "x" * 5_000_000})
+    assert len((await jobs.get(name)).error_message) == 5_000_000
+
+
+async def test_a_read_is_sent_as_often_as_the_caller_wants(jobs, vertex):
+    vertex.faults["GetCustomJob"] = failing(Code.UNAVAILABLE, "later")
+    with pytest.raises(Transient):
+        await jobs.get("x", attempts=1)
+    assert vertex.calls == {"GetCustomJob": 1}
+
+
+async def test_a_call_over_tls_is_answered_and_carries_the_token(tmp_path):
+    key, certificate = certificate_of_localhost()
+    (tmp_path / "roots.pem").write_bytes(certificate)
+    async with scripted_vertex(grpc.ssl_server_credentials([(key, certificate)])) as vertex:
+        name = vertex.add(1, JobState.JOB_STATE_RUNNING)
+        # gRPC reads the roots it trusts once in a process.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", GET, vertex.url, name, stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(tmp_path / "roots.pem")},
+        )  # fmt: skip
+        answer, _ = await process.communicate()
+        assert answer.decode().strip() == f"{name} running"
+        assert vertex.authorizations == {"Bearer the-token"}
+
+
+async def test_a_certificate_of_nobody_known_is_not_accepted():
+    async with scripted_vertex(grpc.ssl_server_credentials([certificate_of_localhost()])) as vertex:
+        jobs = open_jobs(vertex.url, timeout_seconds=1, credentials=AnonymousCredentials())
+        with pytest.raises(Transient):
+            await jobs.get("x")
+        assert vertex.calls == {}
+        await jobs.aclose()
 
 
 @pytest.mark.parametrize("endpoint", ["grpc://127.0.0.1:1", "https://127.0.0.1:1"])

@@ -298,6 +298,91 @@ async def test_a_claim_whose_answer_was_lost_is_found_to_be_ours():
     assert queue.calls == {"ackRunQueueItem": 2, "GetRunQueueItem": 1}
 
 
+def errors(status: int, message: str) -> httpx.Response:
+    return httpx.Response(status, json={"errors": [{"message": message}]})
+
+
+def item_answer(state: str, run_id: str | None) -> httpx.Response:
+    item = {"id": "i", "state": state, "associatedRunId": run_id}
+    return httpx.Response(200, json={"data": {"project": {"runQueue": {"runQueueItem": item}}}})
+
+
+def claim_answers(claim: httpx.Response, item: httpx.Response) -> WandbQueue:
+    """Return a queue that answers every claim and every read of the item with one answer each."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return claim if json.loads(request.content)["operationName"] == "ackRunQueueItem" else item
+
+    return mocked(answer)
+
+
+NO_ITEM = httpx.Response(200, json={"data": {"project": {"runQueue": {"runQueueItem": None}}}})
+REFUSALS = [
+    (errors(400, "cannot ack item in state CLAIMED"), Refused),
+    (errors(200, "cannot ack item in state CLAIMED"), Refused),
+    (errors(403, "permission denied"), PermissionDenied),
+    (errors(404, "item not found"), NotFound),
+    (errors(409, "item already claimed"), Conflict),
+    (httpx.Response(200, json={"data": {"ackRunQueueItem": {"success": False}}}), Conflict),
+    (httpx.Response(200, json={"data": {"ackRunQueueItem": None}}), Conflict),
+]
+
+
+@pytest.mark.parametrize(("claim", "_error"), REFUSALS)
+async def test_every_kind_of_refused_claim_is_checked_against_the_item(claim, _error):
+    async with claim_answers(claim, item_answer("CLAIMED", "run1")) as queue:
+        await queue.acknowledge("i", "run1")
+    assert queue.calls == {"ackRunQueueItem": 1, "GetRunQueueItem": 1}
+
+
+@pytest.mark.parametrize(("claim", "error"), REFUSALS)
+async def test_a_refused_claim_of_an_item_that_is_still_leased_is_said_in_wandbs_words(claim, error):
+    async with claim_answers(claim, item_answer("LEASED", None)) as queue:
+        with pytest.raises(error) as caught:
+            await queue.acknowledge("i", "run1")
+    if error is not Conflict:
+        assert claim.json()["errors"][0]["message"] in str(caught.value)
+
+
+@pytest.mark.parametrize(("claim", "_error"), REFUSALS)
+@pytest.mark.parametrize(
+    ("state", "run_id", "words"), [("CLAIMED", "run2", "run run2 has it"), ("PENDING", None, "it is PENDING")]
+)
+async def test_a_refused_claim_of_an_item_that_another_agent_gets_is_a_conflict(
+    claim, _error, state, run_id, words
+):
+    """Not the refusal itself: for that the launch would fail the item, which is not ours to fail."""
+    async with claim_answers(claim, item_answer(state, run_id)) as queue:
+        with pytest.raises(Conflict, match=words):
+            await queue.acknowledge("i", "run1")
+
+
+@pytest.mark.parametrize(
+    ("claim", "item", "error"),
+    [
+        (errors(404, "item not found"), NO_ITEM, Conflict),
+        (errors(409, "item already claimed"), NO_ITEM, Conflict),
+        (errors(400, "run id is not valid"), NO_ITEM, Refused),
+        (errors(403, "permission denied"), NO_ITEM, PermissionDenied),
+        (errors(400, "run id is not valid"), errors(403, "permission denied"), Refused),
+        (errors(409, "item already claimed"), errors(403, "permission denied"), Conflict),
+        (errors(400, "run id is not valid"), errors(401, ""), AuthenticationFailed),
+        (errors(400, "run id is not valid"), errors(503, ""), Transient),
+    ],
+)
+async def test_a_refused_claim_whose_item_cannot_be_read(claim, item, error):
+    async with claim_answers(claim, item) as queue:
+        with pytest.raises(error):
+            await queue.acknowledge("i", "run1")
+
+
+async def test_a_claim_with_a_key_that_is_not_accepted_is_not_looked_into():
+    async with claim_answers(errors(401, "no"), item_answer("CLAIMED", "run1")) as queue:
+        with pytest.raises(AuthenticationFailed):
+            await queue.acknowledge("i", "run1")
+    assert queue.calls == {"ackRunQueueItem": 1}
+
+
 @pytest.mark.parametrize(
     "body",
     [

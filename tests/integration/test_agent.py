@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import LogFilter
 from blocks.vertex_queue import VertexLaunchQueue
 from flows.agent import agent
 from tests.integration.conftest import PrefectServer
-from tests.integration.launch_queue import POOL, LaunchQueue
+from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.lifecycle import LaunchState
 from vertex_launch.sandbox.server import Sandbox
 
@@ -88,65 +88,6 @@ async def test_a_run_that_never_called_wandb_init_fails_its_item(queue: LaunchQu
     item = queue.item(item_id)
     assert item.state == "FAILED"
     assert "failed to call wandb.init" in json.dumps(vars(item), default=str)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"resource_args": {"gcp-vertex": {"spec": {"worker_pool_specs": []}}}}, "worker_pool_specs"),
-        ({"resource_args": {"gcp-vertex": {"spec": {"workerPoolSpecs": [POOL]}}}}, "worker_pool_specs"),
-        ({"resource_args": {"gcp-vertex": {"spec": {"staging_bucket": "bucket"}}}}, "gs://"),
-        ({"resource": "local-process"}, "own host"),
-        ({"docker": {}}, "neither an image nor a job"),
-        ({"job": "e/p/j:v0"}, "both an image and a job"),
-        ({"entity": None}, "entity"),
-        ({"project": None}, "project"),
-        ({"overrides": {"run_config": {"big": "x" * 1_000_000}}}, "480 KiB"),
-    ],
-    ids=[
-        "no pools",
-        "camelCase",
-        "bucket",
-        "resource",
-        "no source",
-        "two sources",
-        "entity",
-        "project",
-        "1 MB",
-    ],
-)
-async def test_a_bad_item_is_failed_with_its_reason_and_the_next_one_goes_on(
-    queue: LaunchQueue, changes: dict[str, Any], said: str
-) -> None:
-    bad = queue.push("sandbox/no-wandb", **changes)
-    good = queue.push("sandbox/no-wandb")
-
-    await drain(queue)
-
-    item = queue.item(bad)
-    assert item.state == "FAILED"
-    assert said in json.dumps(vars(item), default=str)
-    launched = await queue.launches()
-    assert launched[bad].state is not None
-    assert launched[bad].state.name == "Refused"
-    assert said in (launched[bad].state.message or "")
-    [job] = await queue.jobs()
-    assert job.launch_state is LaunchState.SUCCEEDED
-    assert queue.item(good).associated_run_id
-
-
-@pytest.mark.parametrize("text", ["[" * 10_000 + "]" * 10_000, '{"entity": ', "[]", '"text"', "17"])
-async def test_an_item_that_is_no_run_spec_is_failed_and_the_next_one_goes_on(
-    queue: LaunchQueue, text: str
-) -> None:
-    bad = queue.push_text(text)
-    queue.push("sandbox/no-wandb")
-
-    await drain(queue)
-
-    assert queue.item(bad).state == "FAILED"
-    assert (await queue.launches())[bad].state.name == "Refused"
-    assert len(await queue.jobs()) == 1
 
 
 async def test_a_run_stopped_at_wandb_cancels_its_job_and_says_who(queue: LaunchQueue) -> None:

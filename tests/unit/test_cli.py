@@ -8,8 +8,9 @@ import sys
 
 import pytest
 from typer.testing import CliRunner
+from wandb.sdk.lib.wbauth.validation import check_api_key
 
-from flows.cli import app
+from flows.cli import API_KEY, app
 from flows.cli_error import NOT_READY, USAGE, CommandError, as_command_error, no_such_block
 from vertex_launch.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
 
@@ -49,6 +50,9 @@ def test_help_of_every_command_imports_nothing_heavy():
         ["agent"],
         ["status", "--limit", "-1"],
         ["sandbox", "up", "--wandb-port", "70000"],
+        ["sandbox", "up", "--lease-seconds", "-1"],
+        ["sandbox", "up", "--api-key", "abc"],
+        ["sandbox", "up", "--api-key", ""],
         ["sandbox", "up", "--image", "no-command"],
         ["sandbox", "up", "--image", "=python"],
         ["migrate"],
@@ -67,6 +71,29 @@ def test_a_mapping_of_an_image_that_is_none_is_explained():
         "error: 'no-command' is not NAME=COMMAND",
         "hint: write --image 'my/image=python train.py'",
     ]
+
+
+def test_a_key_that_wandb_would_refuse_is_explained_without_being_shown():
+    result = CliRunner().invoke(app, ["sandbox", "up", "--api-key", "s3cret"])
+    assert result.stderr.splitlines() == [
+        "error: wandb's clients refuse the --api-key of 6 characters",
+        "hint: give 40 or more letters, digits and underscores, or leave it out: "
+        "the sandbox has a key of its own",
+    ]
+
+
+@pytest.mark.parametrize("start", ["", "local-", "-", "a-b-", "a.b.", "a.b", "a b-"])
+@pytest.mark.parametrize("length", [0, 1, 33, 34, 39, 40, 41, 200])
+@pytest.mark.parametrize("end", ["", "_", "-", "ü", "!", " ", "\n", ".", "-b"])
+def test_a_key_is_refused_exactly_when_wandb_would(start, length, end):
+    key = start + "k" * length + end
+    assert bool(API_KEY.fullmatch(key)) is (check_api_key(key) is None), check_api_key(key)
+
+
+def test_a_lease_of_the_sandbox_takes_60_seconds_unless_told_otherwise():
+    helped = CliRunner().invoke(app, ["sandbox", "up", "--help"], env={"COLUMNS": "300"})
+    (line,) = [line for line in helped.output.splitlines() if "--lease-seconds" in line]
+    assert "[default: 60.0]" in line
 
 
 def test_a_missing_block_is_answered_with_the_ones_there_are_and_the_nearest():

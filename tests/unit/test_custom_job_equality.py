@@ -20,7 +20,7 @@ from vertex_launch.machine_types import MACHINE_TYPES
 from vertex_launch.queue_config import RUN_ARGUMENTS, SPEC_ARGUMENTS, parse_queue_config
 from vertex_launch.render import LaunchContext, render
 from vertex_launch.run_spec import parse_run_spec
-from vertex_launch.vertex_sdk import AcceleratorType, CustomJob, Scheduling
+from vertex_launch.vertex_types import AcceleratorType, CustomJob, Scheduling
 
 PROJECT, LOCATION, IMAGE = "my-project", "us-central1", "us-docker.pkg.dev/p/r/train:1"
 OTHER_IMAGE = "us-docker.pkg.dev/p/r/reduction:1"

@@ -4,7 +4,7 @@ import pytest
 
 from vertex_launch.diagnosis import Category, console_url, diagnose, logs_url
 from vertex_launch.lifecycle import JobRecord
-from vertex_launch.vertex_sdk import JobState
+from vertex_launch.vertex_types import JobState
 
 NAME = "projects/my-project/locations/europe-west4/customJobs/4611686018427387911"
 LOGS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,17 @@ from pydantic import SecretStr
 from wandb.sdk.launch._project_spec import LaunchProject
 from wandb.sdk.launch.utils import MAX_ENV_LENGTHS
 
-from vertex_launch.environment import MAX_VALUE_CHARACTERS, launch_environment, literal_json, literal_text
+from vertex_launch.environment import (
+    MAX_VALUE_CHARACTERS,
+    join_literally,
+    launch_environment,
+    literal_json,
+    literal_text,
+)
 from vertex_launch.launch_context import LaunchContext
+from vertex_launch.macros import Piece
 from vertex_launch.run_spec import parse_run_spec
+from vertex_launch.sandbox.vertex_replicas import _expanded
 
 BASE_URL, KEY = "https://api.wandb.ai", "k" * 40
 
@@ -137,3 +146,45 @@ def test_nothing_of_a_launch_can_be_taken_for_a_reference_to_a_variable() -> Non
 def test_a_plain_dollar_stays_as_it_is() -> None:
     assert literal_json({"price": "5 $"}) == '{"price": "5 $"}'
     assert literal_text("5 $ or ${A}") == "5 $ or ${A}"
+
+
+# How a value arrives: what the platform makes of it when the container starts
+
+VARIABLES = {"A": "the key", "WANDB_API_KEY": KEY}
+dollars = st.text(st.sampled_from("$$$()Ab"), max_size=12)
+
+
+def test_every_short_text_of_dollars_and_parentheses_arrives_as_it_is() -> None:
+    for letters in itertools.product("$(A)b", repeat=6):
+        text = "".join(letters)
+        assert _expanded(literal_text(text), VARIABLES) == text
+
+
+@given(st.text(st.characters(codec="utf-8")) | dollars)
+def test_any_text_arrives_as_it_is(text: str) -> None:
+    assert _expanded(literal_text(text), VARIABLES) == text
+    assert json.loads(_expanded(literal_json([text, {text: text}]), VARIABLES)) == [text, {text: text}]
+
+
+@pytest.mark.parametrize(
+    "name", ["$(WANDB_API_KEY)", "$$(WANDB_API_KEY)", "$$$(WANDB_API_KEY)", "pay $$ now"]
+)
+def test_the_name_of_a_run_arrives_as_it_is_and_never_as_the_key(name: str) -> None:
+    environment = ours(payload(name=name, author=name, sweep_id=name))
+    for variable in ("WANDB_NAME", "WANDB_USERNAME", "WANDB_SWEEP_ID"):
+        assert _expanded(environment[variable], environment) == name
+
+
+@given(st.lists(st.tuples(dollars, dollars), max_size=3), dollars)
+def test_what_macros_bring_in_arrives_as_it_is_beside_what_the_queue_wrote(
+    pairs: list[tuple[str, str]], end: str
+) -> None:
+    def meant(text: str, goes_on: bool) -> str:
+        # A dollar sign of the queue's before a macro is one: what comes after it is not the queue's.
+        return _expanded(text, VARIABLES) if not goes_on else _expanded(f"{text}\0", VARIABLES)[:-1]
+
+    # An open `$(` of the queue's with a macro inside is a reference that the queue wants.
+    pairs = [(text.replace("(", ""), brought) for text, brought in pairs]
+    pieces = [Piece(text, i == 1) for pair in pairs for i, text in enumerate(pair)] + [Piece(end, False)]
+    wanted = "".join(meant(text, True) + brought for text, brought in pairs) + meant(end, False)
+    assert _expanded(join_literally(pieces), VARIABLES) == wanted

@@ -24,7 +24,7 @@ from vertex_launch.lifecycle import (
     decide,
     state_of_job,
 )
-from vertex_launch.vertex_sdk import JobState
+from vertex_launch.vertex_types import JobState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOBS = "projects/1/locations/us-central1/customJobs"

@@ -8,7 +8,7 @@ import pytest
 
 from vertex_launch.findings import Findings
 from vertex_launch.machine_types import MACHINE_TYPES, check_machine
-from vertex_launch.vertex_sdk import AcceleratorType
+from vertex_launch.vertex_types import AcceleratorType
 
 
 def check(machine_type: str, accelerator: Any = None, count: Any = None, **more: Any) -> Findings:

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
+from checked_config import (
+    ACCOUNT,
+    NETWORK,
+    POOL,
+    POOLS,
+    SPEC,
+    container,
+    machine,
+    only,
+    parse,
+    pool,
+    problems,
+    refused,
+)
 
-from vertex_launch.errors import InvalidQueueConfig, Problem
-from vertex_launch.queue_config import QueueConfig, QueueDefaults, parse_queue_config
-
-POOL: dict[str, Any] = {
-    "machine_spec": {"machine_type": "n1-standard-4"},
-    "replica_count": 1,
-    "container_spec": {"image_uri": "${image_uri}"},
-}
-SPEC: dict[str, Any] = {"worker_pool_specs": [POOL], "staging_bucket": "gs://my-bucket"}
-NETWORK = "projects/123/global/networks/my-vpc"
-ACCOUNT = "trainer@my-project.iam.gserviceaccount.com"
-POOLS = "resource_args.vertex.spec.worker_pool_specs"
-
-
-def parse(spec: dict[str, Any] | None = None, run: dict[str, Any] | None = None) -> QueueConfig:
-    return parse_queue_config({"spec": {**SPEC, **(spec or {})}, "run": run or {}})
-
-
-def problems(config: object, defaults: QueueDefaults | None = None) -> dict[str, Problem]:
-    with pytest.raises(InvalidQueueConfig) as caught:
-        parse_queue_config(config, defaults=defaults)
-    return {problem.where: problem for problem in caught.value.problems}
-
-
-def refused(spec: dict[str, Any] | None = None, run: dict[str, Any] | None = None) -> dict[str, Problem]:
-    return problems({"spec": {**SPEC, **(spec or {})}, "run": run or {}})
-
-
-def only(found: dict[str, Problem], where: str) -> str:
-    assert list(found) == [where]
-    return str(found[where])
-
-
-def pool(**changes: Any) -> dict[str, Any]:
-    changed = {**copy.deepcopy(POOL), **changes}
-    return {"worker_pool_specs": [{key: value for key, value in changed.items() if value is not ...}]}
-
-
-def container(**fields: Any) -> dict[str, Any]:
-    return pool(container_spec={"image_uri": "img", **fields})
-
-
-def machine(machine_type: str, **fields: Any) -> dict[str, Any]:
-    return pool(machine_spec={"machine_type": machine_type, **fields})
-
+from vertex_launch.errors import InvalidQueueConfig
+from vertex_launch.queue_config import parse_queue_config
 
 # What is required
 
@@ -124,6 +94,13 @@ def test_a_mistyped_key_at_any_depth_is_refused(changes: dict[str, Any], where: 
     assert f"Did you mean {right}?" in only(refused(changes), POOLS + where)
 
 
+def test_a_mistyped_required_key_is_one_problem_and_not_also_missing() -> None:
+    found = problems({"spec": {"workerPoolSpecs": [POOL], "staging_bucket": "gs://my-bucket"}})
+    assert only(found, "resource_args.vertex.spec.workerPoolSpecs").endswith(
+        "Did you mean worker_pool_specs?"
+    )
+
+
 def test_an_argument_in_the_wrong_section_is_sent_to_the_right_one() -> None:
     assert "Move it to run.timeout" in str(*refused(spec={"timeout": 3}).values())
     assert "Move it to spec.labels" in str(*refused(run={"labels": {}}).values())
@@ -169,6 +146,14 @@ def test_a_builder_is_refused_unless_empty() -> None:
         ({"max_wait_duration": 10**13}, "between 0"),
         ({"create_request_timeout": 0}, "more than 0"),
         ({"create_request_timeout": "5"}, "more than 0"),
+        ({"create_request_timeout": 3600.5}, "to 3600, got 3600.5 (it is how long one request"),
+        ({"create_request_timeout": 7200}, "the job's own limit is run.timeout"),
+        ({"create_request_timeout": 36_000}, "more than 0 to 3600"),
+        ({"create_request_timeout": True}, "Write a number without quotes, such as 120"),
+        ({"timeout": [1]}, "Write a number without quotes or fraction, such as 3600"),
+        ({"disable_retries": "no"}, "Write true or false, without quotes."),
+        ({"scheduling_strategy": []}, "Known are: "),
+        ({"scheduling_strategy": 98}, "Write its name. Known are: "),
         ({"enable_web_access": "yes"}, "true or false"),
         ({"disable_retries": 1}, "true or false"),
         ({"restart_job_on_worker_restart": "true"}, "true or false"),
@@ -221,24 +206,27 @@ def test_a_wrong_value_of_spec_is_refused(spec: dict[str, Any], where: str) -> N
     [
         (container(command="python train.py"), "container_spec.command", "One"),
         (container(args=["--lr", 0.1]), "container_spec.args[1]", "quotes"),
-        (container(args={"lr": 1}), "container_spec.args", "a list"),
+        (container(args={"lr": 1}), "container_spec.args", "got an object. Put it into a list: […]."),
+        (container(args=[["a"]]), "container_spec.args[0]", "got a list. Write a string."),
+        (container(env=[None]), "container_spec.env[0]", 'Write {"name": …}.'),
         (container(command=["a\0b"]), "container_spec.command[0]", "NUL"),
         (container(env={"A": "1"}), "container_spec.env", '[{"name": "A"'),
         (container(env=[{"name": "A", "value": 1}]), "container_spec.env[0].value", "a string"),
         (container(env=["A=1"]), "container_spec.env[0]", "an object"),
         (container(env=[{"name": "1A"}]), "container_spec.env[0].name", "not a valid name"),
         (container(env=[{"value": "x"}]), "container_spec.env[0].name", "missing"),
-        (container(env=[{"name": "${author}"}]), "container_spec.env[0].name", "macro"),
         (container(env=[{"name": "A"}, {"name": "A"}]), "container_spec.env[1].name", "twice"),
         (container(env=[{"name": f"A{i}"} for i in range(101)]), "container_spec.env", "100"),
         (pool(container_spec={}), "container_spec.image_uri", "missing"),
         (pool(container_spec={"image_uri": 5}), "container_spec.image_uri", "a string"),
         (pool(container_spec="img"), "container_spec", "an object"),
-        (pool(replica_count=1.5), "replica_count", "1.5"),
+        (pool(replica_count=1.5), "replica_count", "got 1.5. Write a number without quotes or fraction"),
         (pool(replica_count=True), "replica_count", "true/false"),
         (pool(replica_count="1"), "replica_count", "a string"),
         (pool(replica_count=2), "replica_count", "Set it to 1"),
         (pool(replica_count=0), "replica_count", "Set it to 1"),
+        (pool(replica_count=...), "replica_count", "missing"),
+        (pool(replica_count=None), "replica_count", "Set it to 1"),
         (pool(replica_count=1 << 70), "replica_count", "64 bits"),
         (pool(machine_spec=...), "machine_spec.machine_type", "missing"),
         (pool(machine_spec=5), "machine_spec", "an object"),
@@ -295,6 +283,13 @@ def test_a_wrong_value_in_the_second_pool_has_its_index() -> None:
     only(refused({"worker_pool_specs": [POOL, {**POOL, "replica_count": -1}]}), f"{POOLS}[1].replica_count")
 
 
+@pytest.mark.parametrize("count", [0, None, ...])
+def test_a_later_pool_has_a_replica_or_is_empty(count: Any) -> None:
+    (worker,) = pool(replica_count=count)["worker_pool_specs"]
+    text = only(refused({"worker_pool_specs": [POOL, {}, worker]}), f"{POOLS}[2].replica_count")
+    assert "Set it to 1 or more, or write {}" in text
+
+
 def test_a_persistent_resource_may_know_the_machine() -> None:
     config = parse({**pool(machine_spec=...), "persistent_resource_id": "my-resource"})
     assert any("machine_type" in warning for warning in config.warnings)
@@ -312,6 +307,7 @@ def test_a_persistent_resource_may_know_the_machine() -> None:
         {"staging_bucket": "${bucket}"},
         {"encryption_spec_key_name": "${key}"},
         {"labels": {"owner": "${author}"}},
+        container(env=[{"name": "${a}"}, {"name": "${a}"}, {"name": "1${b}"}]),
         pool(disk_spec={"boot_disk_size_gb": "${disk}", "boot_disk_type": "${type}"}),
     ],
 )
@@ -342,6 +338,26 @@ def test_a_service_account_may_stand_in_either_section() -> None:
 def test_two_service_accounts_are_refused() -> None:
     found = refused({"service_account": ACCOUNT}, {"service_account": f"other-{ACCOUNT}"})
     only(found, "resource_args.vertex.spec.service_account")
+
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_service_account_is_none(empty: Any) -> None:
+    assert parse({"service_account": ACCOUNT}, {"service_account": empty}).run == {"service_account": ACCOUNT}
+    assert parse({"service_account": empty}, {"service_account": ACCOUNT}).run == {"service_account": ACCOUNT}
+    assert not parse({"service_account": empty}, {"service_account": empty}).run.get("service_account")
+
+
+def test_a_service_account_of_spec_keeps_its_path() -> None:
+    only(
+        refused({"service_account": 5}, {"service_account": ""}), "resource_args.vertex.spec.service_account"
+    )
+    config = parse({"service_account": "${account}"})
+    assert config.path_of("run", "service_account") == "resource_args.vertex.spec.service_account"
+
+
+@pytest.mark.parametrize("seconds", [0.001, 1, 3600, 3600.0])
+def test_a_call_may_take_an_hour_at_most(seconds: float) -> None:
+    assert parse(run={"create_request_timeout": seconds}).run["create_request_timeout"] == seconds
 
 
 def test_experiment_and_tensorboard_exclude_each_other() -> None:
@@ -377,7 +393,6 @@ def test_tracking_needs_a_service_account(run: dict[str, Any]) -> None:
         ({}, {"network": NETWORK, "psc_interface_config": {"network_attachment": "a"}}, "psc_"),
         (pool(nfs_mounts=[{"server": "s", "path": "/x", "mount_point": "m"}]), {}, "peered network"),
         ({"persistent_resource_id": "a"}, {"persistent_resource_id": "b"}, "the one in run is used"),
-        (pool(replica_count=...), {}, "sends 0"),
         (pool(disk_spec={"boot_disk_type": "floppy"}), {}, "none of"),
         (machine("z9-standard-4"), {}, "not in the list"),
         (machine("n1-standart-4"), {}, "did you mean n1-standard-4"),
@@ -399,42 +414,6 @@ def test_nulls_are_the_same_as_nothing() -> None:
     assert config.spec["worker_pool_specs"][0]["container_spec"] == {"image_uri": "img"}
     assert "labels" not in config.spec
     assert config.run == {}
-
-
-# The block's defaults
-
-
-def test_an_items_arguments_win_one_by_one_over_the_blocks() -> None:
-    defaults = QueueDefaults(spec={**SPEC, "labels": {"a": "1"}}, run={"timeout": 5, "disable_retries": True})
-    config = parse_queue_config({"spec": {"labels": {"b": "2"}}, "run": {"timeout": 6}}, defaults=defaults)
-    assert config.spec["labels"] == {"b": "2"}
-    assert config.spec["worker_pool_specs"] == [POOL]
-    assert config.run == {"timeout": 6, "disable_retries": True}
-
-
-def test_the_blocks_bucket_is_the_last_resort() -> None:
-    block = QueueDefaults(spec={}, run={}, staging_bucket="gs://from-block")
-    spec = {"worker_pool_specs": [POOL]}
-    assert parse_queue_config({"spec": spec}, defaults=block).spec["staging_bucket"] == "gs://from-block"
-    own = {**spec, "staging_bucket": "gs://from-item"}
-    assert parse_queue_config({"spec": own}, defaults=block).spec["staging_bucket"] == "gs://from-item"
-
-
-def test_a_problem_in_the_blocks_defaults_has_the_blocks_path() -> None:
-    defaults = QueueDefaults(spec={**SPEC, "labels": 5}, run={"tiemout": 5}, staging_bucket=None)
-    assert set(problems({}, defaults)) == {"block.spec.labels", "block.run.tiemout"}
-    bucket = QueueDefaults(spec={}, run={}, staging_bucket="no-scheme")
-    only(problems({"spec": {"worker_pool_specs": [POOL]}}, bucket), "block.staging_bucket")
-
-
-def test_neither_item_nor_block_is_changed_by_parsing() -> None:
-    item = {"spec": {**copy.deepcopy(SPEC), "service_account": ACCOUNT}, "run": {}}
-    defaults = QueueDefaults(spec={"labels": {"a": "b"}}, run={"timeout": 5})
-    before = copy.deepcopy((item, dict(defaults.spec), dict(defaults.run)))
-    config = parse_queue_config(item, defaults=defaults)
-    config.spec["worker_pool_specs"][0]["container_spec"]["image_uri"] = "changed"
-    config.spec["labels"]["a"] = "changed"
-    assert (item, dict(defaults.spec), dict(defaults.run)) == before
 
 
 # The whole
@@ -461,6 +440,14 @@ def test_all_problems_come_at_once_each_with_its_path() -> None:
         "resource_args.vertex.run.timeout",
         "resource_args.vertex.extra",
     }
+
+
+def test_a_hundred_thousand_wrong_values_are_looked_at_once_each() -> None:
+    """In quadratic time this would take minutes; the limit of the test's own time is the assertion."""
+    env: list[Any] = [5, {}] * 60_000
+    with pytest.raises(InvalidQueueConfig) as caught:
+        parse_queue_config({"spec": {**SPEC, **container(env=env)}})
+    assert len(caught.value.problems) == 100
 
 
 def test_the_path_starts_where_the_caller_says() -> None:

@@ -1,4 +1,4 @@
-"""A launch becomes a CustomJob: macros, entry point, arguments, labels, names, and what is kept secret."""
+"""A launch becomes a CustomJob: entry point, arguments, labels, names, and what is kept secret."""
 
 from __future__ import annotations
 
@@ -6,214 +6,32 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from rendered_launch import (
+    IMAGE,
+    KEY,
+    POOL,
+    env_of,
+    launch,
+    launch_context,
+    pool,
+    read_run_spec,
+    refused,
+    task_of,
+)
 
 from vertex_launch.environment import launch_environment
-from vertex_launch.errors import InvalidQueueConfig
 from vertex_launch.queue_config import parse_queue_config
 from vertex_launch.render import (
     ATTEMPT_LABEL,
     ITEM_LABEL,
     QUEUE_LABEL,
     RUN_ID_LABEL,
-    LaunchContext,
-    Rendering,
     launch_key,
     queue_key,
     render,
 )
-from vertex_launch.run_spec import RunSpec, parse_run_spec
-
-IMAGE = "us-docker.pkg.dev/p/r/train:1"
-KEY = "0123456789abcdef" * 3
-POOL = "resource_args.vertex.spec.worker_pool_specs[0]"
-
-
-def pool(image: str = "${image_uri}", *, count: Any = 1, **task: Any) -> dict[str, Any]:
-    return {
-        "machine_spec": {"machine_type": "n1-standard-4"},
-        "replica_count": count,
-        "container_spec": {"image_uri": image, **task},
-    }
-
-
-def read_run_spec(**changes: Any) -> RunSpec:
-    payload = {"entity": "acme", "project": "P1", "docker": {"docker_image": IMAGE}, **changes}
-    return parse_run_spec(payload, item_id="item-1")
-
-
-def launch_context(**changes: Any) -> LaunchContext:
-    given = {
-        "item_id": "item-1", "queue_entity": "acme", "queue_name": "gpu", "run_id": "run1",
-        "image_uri": IMAGE, "base_url": "https://api.wandb.ai", "api_key": SecretStr(KEY),
-        "project": "my-project", "location": "us-central1",
-    }  # fmt: skip
-    return LaunchContext(**{**given, **changes})
-
-
-def launch(
-    *pools: dict[str, Any],
-    spec: dict[str, Any] | None = None,
-    run: dict[str, Any] | None = None,
-    item: dict[str, Any] | None = None,
-    **context: Any,
-) -> Rendering:
-    arguments = {
-        "worker_pool_specs": list(pools) or [pool()],
-        "staging_bucket": "gs://my-bucket",
-        **(spec or {}),
-    }
-    config = parse_queue_config({"spec": arguments, "run": run or {}})
-    return render(read_run_spec(**(item or {})), config, launch_context(**context))
-
-
-def refused(*pools: dict[str, Any], **launched: Any) -> dict[str, str]:
-    with pytest.raises(InvalidQueueConfig) as caught:
-        launch(*pools, **launched)
-    return {problem.where: str(problem) for problem in caught.value.problems}
-
-
-def task_of(rendering: Rendering, index: int = 0) -> Any:
-    return rendering.job.job_spec.worker_pool_specs[index].container_spec
-
-
-def env_of(rendering: Rendering, index: int = 0) -> dict[str, str]:
-    return {variable.name: variable.value for variable in task_of(rendering, index).env}
-
-
-# Macros
-
-
-def test_every_macro_of_a_launch_is_filled_in() -> None:
-    text = "${image_uri} ${project_name} ${entity_name} ${run_id} ${run_name} ${author}"
-    rendering = launch(pool(args=[text]), item={"name": "bright-sun", "author": "alice"})
-    assert task_of(rendering).args == [f"{IMAGE} P1 acme run1 bright-sun alice"]
-    assert rendering.warnings == ()
-
-
-def test_what_a_run_does_not_have_never_becomes_the_word_none() -> None:
-    assert task_of(launch(pool(args=["${run_name}", "<${author}>"]))).args == ["run1", "<>"]
-
-
-def test_macros_are_filled_in_every_leaf_but_not_in_keys() -> None:
-    rendering = launch(
-        pool(env=[{"name": "A", "value": "${run_id}"}]),
-        spec={
-            "labels": {"owner": "${author}"},
-            "base_output_dir": "gs://my-bucket/${run_id}",
-            "display_name": "job of ${author}",
-        },
-        run={"service_account": "${account}", "network": "projects/1/global/networks/${net}"},
-        item={"author": "alice"},
-        macros={"account": "a@p.iam.gserviceaccount.com", "net": "n"},
-    )
-    job = rendering.job
-    assert env_of(rendering)["A"] == "run1"
-    assert job.labels["owner"] == "alice"
-    assert job.display_name == "job of alice"
-    assert job.job_spec.base_output_directory.output_uri_prefix == "gs://my-bucket/run1"
-    assert job.job_spec.service_account == "a@p.iam.gserviceaccount.com"
-    assert job.job_spec.network == "projects/1/global/networks/n"
-
-
-def test_the_environment_of_this_process_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOST_SECRET", "s3cr3t")
-    monkeypatch.setenv("run_id", "from-the-host")
-    rendering = launch(pool(args=["${HOST_SECRET} ${run_id}"]))
-    assert task_of(rendering).args == ["${HOST_SECRET} run1"]
-
-
-def test_an_allowed_name_never_hides_a_macro_of_the_launch() -> None:
-    assert task_of(launch(pool(args=["${run_id}"]), macros={"run_id": "x"})).args == ["run1"]
-
-
-@pytest.mark.parametrize("field", ["command", "args"])
-def test_an_unknown_macro_stays_for_the_shell_with_a_warning(field: str) -> None:
-    rendering = launch(pool(**{field: ["sh", "-c", "echo ${HOME}"]}))
-    assert list(getattr(task_of(rendering), field)) == ["sh", "-c", "echo ${HOME}"]
-    (warning,) = rendering.warnings
-    assert warning.startswith(f"{POOL}.container_spec.{field}[2]: ${{HOME}}")
-
-
-def test_an_unknown_macro_in_a_variable_stays_too() -> None:
-    rendering = launch(pool(env=[{"name": "A", "value": "${HOME}/x"}]))
-    assert env_of(rendering)["A"] == "${HOME}/x"
-    assert len(rendering.warnings) == 1
-
-
-@pytest.mark.parametrize(
-    ("spec", "where"),
-    [
-        ({"labels": {"a": "${nope}"}}, "labels.a"),
-        ({"staging_bucket": "gs://${nope}"}, "staging_bucket"),
-        ({"display_name": "${nope}"}, "display_name"),
-        ({"worker_pool_specs": [pool("${nope}")]}, "worker_pool_specs[0].container_spec.image_uri"),
-    ],
-)
-def test_an_unknown_macro_elsewhere_is_refused_and_the_known_ones_named(
-    spec: dict[str, Any], where: str
-) -> None:
-    found = refused(spec=spec, macros={"ALLOWED": "x"})
-    text = found[f"resource_args.vertex.spec.{where}"]
-    assert "${nope}" in text
-    assert "run_name" in text
-    assert "ALLOWED" in text
-
-
-def test_nothing_is_expanded_twice() -> None:
-    rendering = launch(pool(args=["${run_name}"]), item={"name": "${author} ${image_uri}", "author": "x"})
-    assert task_of(rendering).args == ["${author} ${image_uri}"]
-
-
-def test_what_a_macro_brings_into_a_variable_is_no_reference_to_another() -> None:
-    rendering = launch(
-        pool(env=[{"name": "A", "value": "${run_name} $(B)"}]), item={"name": "$(WANDB_API_KEY)"}
-    )
-    assert env_of(rendering)["A"] == "$$(WANDB_API_KEY) $(B)"
-
-
-def test_a_leaf_that_is_one_macro_becomes_a_number_where_one_belongs() -> None:
-    rendering = launch(
-        pool(count="${n}", env=[{"name": "N", "value": "${n}"}]),
-        pool(count="${workers}"),
-        spec={},
-        run={"timeout": "${seconds}", "create_request_timeout": "${call}", "disable_retries": "${flag}",
-             "scheduling_strategy": "${strategy}"},
-        macros={"n": "1", "workers": "4", "seconds": "3600", "call": "2.5", "flag": "true",
-                "strategy": "SPOT"},
-    )  # fmt: skip
-    spec = rendering.job.job_spec
-    assert [pool.replica_count for pool in spec.worker_pool_specs] == [1, 4]
-    assert env_of(rendering)["N"] == "1"
-    assert spec.scheduling.timeout.total_seconds() == 3600
-    assert rendering.create_timeout_seconds == 2.5
-    assert spec.scheduling.disable_retries is True
-    assert spec.scheduling.strategy.name == "SPOT"
-
-
-@pytest.mark.parametrize("value", ["two", "1.5", "", "1 2", "9" * 5000])
-def test_a_macro_that_brings_no_number_is_refused(value: str) -> None:
-    assert list(refused(pool(count="${n}"), macros={"n": value})) == [f"{POOL}.replica_count"]
-
-
-def test_rules_that_waited_for_macros_are_checked() -> None:
-    found = refused(
-        {
-            **pool(),
-            "machine_spec": {"machine_type": "${m}", "accelerator_type": "${a}", "accelerator_count": 3},
-        },
-        spec={"staging_bucket": "${b}"},
-        macros={"m": "a2-highgpu-1g", "a": "NVIDIA_TESLA_A100", "b": "no-scheme"},
-    )
-    assert set(found) == {
-        f"{POOL}.machine_spec.accelerator_count",
-        "resource_args.vertex.spec.staging_bucket",
-    }
-
-
-def test_a_macro_value_that_is_not_text_is_refused() -> None:
-    assert list(refused(pool(args=["${x}"]), macros={"x": "\udcff"})) == ["${x}"]
-
+from vertex_launch.sandbox.vertex_validation import job_errors
+from vertex_launch.vertex_types import CustomJob
 
 # Entry point and arguments
 
@@ -283,6 +101,20 @@ def test_a_python_package_in_the_launchs_image_gets_arguments_but_no_command() -
     assert list(task.args) == ["x"]
     assert "WANDB_RUN_ID" in {variable.name for variable in task.env}
     assert "no command" in rendering.warnings[0]
+
+
+@pytest.mark.parametrize("second", [None, 0, 1, 3])
+@pytest.mark.parametrize("first", [None, 0, 1, 2])
+def test_the_number_of_replicas_gets_one_verdict_here_and_at_vertex_ai(first: Any, second: Any) -> None:
+    pools = [pool(IMAGE, count=count) for count in (first, second)]
+    job = CustomJob(display_name="job", job_spec={"worker_pool_specs": pools})
+    wrong = [path for path, _message in job_errors(CustomJob.pb(job))]
+    if wrong:
+        assert list(refused(*pools)) == [
+            f"resource_args.vertex.{path.removeprefix('job_')}" for path in wrong
+        ]
+    else:
+        assert launch(*pools)
 
 
 # Environment
@@ -416,6 +248,13 @@ def test_secrets_are_masked_wherever_they_stand() -> None:
     assert "seen" in text
     assert task_of(rendering).args[0] == "--token=hf-t0ken-value"
     assert rendering.redacted()["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == IMAGE
+
+
+def test_a_secret_is_masked_in_the_form_that_it_has_in_a_variable() -> None:
+    secret = "a$(b)$$c-t0ken"
+    rendering = launch(pool(env=[{"name": "PLAIN", "value": "is ${A_TOKEN}"}]), macros={"A_TOKEN": secret})
+    assert env_of(rendering)["PLAIN"] == "is a$$(b)$$$$c-t0ken"
+    assert "t0ken" not in json.dumps(rendering.redacted())
 
 
 def test_secrets_are_masked_in_problems_and_warnings() -> None:

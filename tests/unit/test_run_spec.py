@@ -30,6 +30,7 @@ def parse(**changes: Any) -> RunSpec:
 def problems(payload: object) -> dict[str, str]:
     with pytest.raises(InvalidRunSpec) as caught:
         parse_run_spec(payload, item_id="item-1")
+    assert all(problem.fix or problem.why == "it is not JSON" for problem in caught.value.problems)
     return {problem.where: str(problem) for problem in caught.value.problems}
 
 

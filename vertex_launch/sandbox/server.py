@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from starlette.applications import Starlette
 
 from vertex_launch.sandbox.images import IMAGES
 from vertex_launch.sandbox.records import Records
+from vertex_launch.sandbox.start_refusal import StartRefusal
 from vertex_launch.sandbox.vertex_backend import VertexBackend
 from vertex_launch.sandbox.vertex_grpc import add_job_service
 from vertex_launch.sandbox.vertex_rest import vertex_app
@@ -41,7 +41,7 @@ class Sandbox:
     and `pending_seconds` are how long a job stays in those states; with `is_manual` jobs run nowhere and
     are moved by `vertex.set_state` only.
 
-    Raises OSError on entering if a port is taken.
+    Raises StartRefusal if the state file cannot be had or, on entering, if a port is taken.
     """
 
     def __init__(
@@ -113,10 +113,9 @@ async def _serving_jobs(backend: VertexBackend, port: int) -> AsyncGenerator[int
     # Without this a second server could have the same port, and each would get some of the calls.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_job_service(server, backend)
-    try:
-        port = server.add_insecure_port(f"{HOST}:{port}")
-    except RuntimeError as error:
-        raise OSError(errno.EADDRINUSE, f"{HOST}:{port} cannot be listened on") from error
+    # Tried beforehand: gRPC writes a line of its own to stderr when it cannot have a port, without a reason.
+    _listener(port).close()
+    port = server.add_insecure_port(f"{HOST}:{port}")
     await server.start()
     try:
         yield port
@@ -127,13 +126,7 @@ async def _serving_jobs(backend: VertexBackend, port: int) -> AsyncGenerator[int
 @contextlib.asynccontextmanager
 async def _serving(app: Starlette, port: int) -> AsyncGenerator[str]:
     """Serve an app in this event loop and yield its URL; signals stay with whoever runs the loop."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"{HOST}:{port} cannot be listened on") from error
+    listener = _listener(port)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(STOP_SECONDS)
     )
@@ -149,6 +142,20 @@ async def _serving(app: Starlette, port: int) -> AsyncGenerator[str]:
         server.should_exit = True
         await serving
         listener.close()
+
+
+def _listener(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        listener.close()
+        raise StartRefusal(
+            f"{HOST}:{port} cannot be listened on: {error.strerror}",
+            "end what listens there, or choose another port; 0 picks a free one",
+        ) from error
+    return listener
 
 
 class _QuietServer(uvicorn.Server):
@@ -169,8 +176,15 @@ async def serve(
     entity: str = "sandbox",
     api_key: str | None = None,
     images: Mapping[str, Sequence[str]] | None = None,
+    lease_seconds: float = 60.0,
+    queued_seconds: float = 0.2,
+    pending_seconds: float = 0.3,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; print one JSON line with the URLs when ready."""
+    """Serve until SIGTERM or SIGINT; print one JSON line with the URLs when ready.
+
+    On SIGUSR1 another line says how many calls Vertex AI has had so far, by their RPC's name.
+    Raises StartRefusal, as `Sandbox` does.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -183,7 +197,11 @@ async def serve(
         entity=entity,
         api_key=api_key,
         images=images,
+        lease_seconds=lease_seconds,
+        queued_seconds=queued_seconds,
+        pending_seconds=pending_seconds,
     ) as sandbox:
+        loop.add_signal_handler(signal.SIGUSR1, lambda: _say({"vertex_calls": sandbox.vertex.calls}))
         ready = {
             "wandb_url": sandbox.wandb_url,
             "vertex_rest_url": sandbox.vertex_rest_url,
@@ -192,6 +210,10 @@ async def serve(
             "api_key": sandbox.api_key,
             "pid": os.getpid(),
         }
-        sys.stdout.write(json.dumps(ready) + "\n")
-        sys.stdout.flush()
+        _say(ready)
         await stop.wait()
+
+
+def _say(line: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()

@@ -36,7 +36,7 @@ from vertex_launch.sandbox.vertex_replicas import (
     wait_for,
 )
 from vertex_launch.sandbox.vertex_validation import job_errors
-from vertex_launch.vertex_sdk import CustomJob, JobState, ListCustomJobsResponse
+from vertex_launch.vertex_types import CustomJob, JobState, ListCustomJobsResponse
 
 _KIND: Final = "vertex_job"
 _PAGE_CAP: Final = 100

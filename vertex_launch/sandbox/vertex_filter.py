@@ -10,7 +10,7 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from vertex_launch.sandbox.vertex_refusal import VertexRefusal, invalid_argument
-from vertex_launch.vertex_sdk import JobState
+from vertex_launch.vertex_types import JobState
 
 JobTest = Callable[[Any], bool]
 
@@ -134,8 +134,7 @@ def _restriction(field: str, comparator: str, literal: str) -> JobTest:
     if field == "state":
         return _state_test(comparator, value)
     if field in {"display_name", "displayName"}:
-        compare = _comparison(field, comparator, equality_only=True)
-        return lambda job: compare(job.display_name, value)
+        return _name_test(field, comparator, value)
     if field in {"create_time", "createTime"}:
         return _time_test(comparator, value)
     raise invalid_argument(f"Invalid filter expression: jobs cannot be filtered by {field!r}.")
@@ -145,6 +144,29 @@ def _comparison(field: str, comparator: str, *, equality_only: bool) -> Callable
     if comparator not in (_EQUALITY if equality_only else _ORDER):
         raise invalid_argument(f"Invalid filter expression: {field} does not support {comparator!r}.")
     return _ORDER[comparator]
+
+
+def _name_test(field: str, comparator: str, value: str) -> JobTest:
+    if comparator == ":":
+        return lambda job: _is_like(job.display_name, value.split("*"))
+    compare = _comparison(field, comparator, equality_only=True)
+    return lambda job: compare(job.display_name, value)
+
+
+def _is_like(text: str, parts: list[str]) -> bool:
+    """Tell whether `text` is `parts` with anything between them; a regex may take for ever with many."""
+    if len(parts) == 1:
+        return text == parts[0]
+    first, *middle, last = parts
+    if not text.startswith(first):
+        return False
+    position = len(first)
+    for part in middle:
+        found = text.find(part, position)
+        if found < 0:
+            return False
+        position = found + len(part)
+    return len(text) - position >= len(last) and text.endswith(last)
 
 
 def _label_test(key: str, comparator: str, value: str) -> JobTest:

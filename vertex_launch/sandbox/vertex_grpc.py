@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from vertex_launch.sandbox.vertex_backend import VertexBackend
 from vertex_launch.sandbox.vertex_refusal import VertexRefusal
-from vertex_launch.vertex_sdk import (
+from vertex_launch.vertex_types import (
     CancelCustomJobRequest,
     CreateCustomJobRequest,
     DeleteCustomJobRequest,

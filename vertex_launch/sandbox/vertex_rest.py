@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from vertex_launch.sandbox.vertex_backend import VertexBackend
 from vertex_launch.sandbox.vertex_refusal import VertexRefusal, invalid_argument
-from vertex_launch.vertex_sdk import CustomJob
+from vertex_launch.vertex_types import CustomJob
 
 _JOBS: Final = "/v1/projects/{project}/locations/{location}/customJobs"
 

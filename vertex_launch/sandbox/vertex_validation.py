@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vertex_launch.machine_types import MACHINE_TYPES
-from vertex_launch.vertex_sdk import AcceleratorType
+from vertex_launch.vertex_types import AcceleratorType
 
 _REQUIRED: Final = "Required field is not set."
 _LABEL_RULE: Final = (
