@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-long lint ci blocks lock clean
+.PHONY: bench blocks demo test lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements/dev.txt pyproject.toml
@@ -18,11 +18,11 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: $(STAMP)  ## eight runs from a W&B queue through Vertex AI and back, on local servers
 	@$(BIN)/vertex-launch demo $(DEMO_ARGS)
 
-test: $(STAMP)  ## the test suite
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## the test suite, on two cores
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
-test-long: $(STAMP)  ## the tests that take minutes
-	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+bench: $(STAMP)  ## what it costs: latency, CPU, memory and calls on the sandbox; a quarter of an hour
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(STAMP)  ## format, lint, types and import contracts
 	@$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ stops or dies the jobs run on, and the next agent carries their launches on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -20,12 +21,14 @@ from prefect import State, flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled, Completed
 
 from flows.launch_runs import LaunchRuns
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession, LiveLaunch, in_background, open_session, own_flow_run_id
 from flows.slots import Slot, Slots
+from vertex_launch.clock import sleep_until
 from vertex_launch.errors import LaunchError
 from vertex_launch.lifecycle import StopRequest
 from vertex_launch.wandb_queue import AgentRecord, AgentStatus, PoppedItem
@@ -52,9 +55,12 @@ async def agent(queue: str, drain: bool = False, max_runtime_minutes: float | No
         max_runtime_minutes: End after this time and leave what is under way to the next agent;
             empty for no end.
     """
-    async with open_session(queue) as session, get_client() as client:
-        supervisor = Supervisor(session, client, drain=drain, max_runtime_minutes=max_runtime_minutes)
-        reason = await supervisor.run()
+    # For each flow run that sends heartbeats Prefect keeps a thread, and here may be a thousand launches:
+    # the agent's own heartbeat speaks for them all.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        async with open_session(queue) as session, get_client() as client:
+            supervisor = Supervisor(session, client, drain=drain, max_runtime_minutes=max_runtime_minutes)
+            reason = await supervisor.run()
     message = f"Ended because {reason}. {supervisor.tally}"
     if reason == CANCELLED_IN_PREFECT:
         return Cancelled(message=message)
@@ -123,6 +129,8 @@ class Supervisor:
         self._carried: dict[str, asyncio.Task[None]] = {}
         # An item whose flow run could not be made: it is ours until its lease ends.
         self._held: PoppedItem | None = None
+        # Asked for while an item is being started: in a burst the next one need not wait for it.
+        self._next_slot: asyncio.Task[Slot | None] | None = None
         # A flow run that is just being made must not look like one that nobody carries.
         self._booking = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -188,8 +196,9 @@ class Supervisor:
     async def _start_next(self) -> Found:
         """Take a slot and then an item, and start its launch."""
         if not await self._slots.settle():
+            await self._release_next_slot()
             return Found.NO_SLOT
-        slot = await self._slots.try_take()
+        slot = await self._take_slot()
         if slot is None:
             return Found.NO_SLOT
         is_started = False
@@ -198,12 +207,23 @@ class Supervisor:
             if popped is None:
                 return Found.EMPTY_QUEUE
             self._held = popped
+            self._session.calm.clear()
+            self._next_slot = asyncio.create_task(self._slots.try_take())
             is_started = await self._begin(popped, slot)
             self._held = None
             return Found.ITEM
         finally:
             if not is_started:
                 await self._slots.release(slot)
+
+    async def _take_slot(self) -> Slot | None:
+        """Return the slot that was asked for while the last item was started, else ask now."""
+        asked, self._next_slot = self._next_slot, None
+        return await (asked or self._slots.try_take())
+
+    async def _release_next_slot(self) -> None:
+        if self._next_slot is not None and (slot := await self._take_slot()) is not None:
+            await self._slots.release(slot)
 
     async def _pop(self) -> PoppedItem | None:
         assert self._registration is not None
@@ -314,7 +334,10 @@ class Supervisor:
 
     async def _hand_over(self) -> None:
         """Leave every launch whose job is under way to the next agent; jobs are not touched."""
+        self._session.calm.set()
         self._session.handover.set()
+        with contextlib.suppress(httpx.HTTPError):  # its lease ends by itself
+            await self._release_next_slot()
         while self._carried:
             await asyncio.wait(set(self._carried.values()))
 
@@ -324,9 +347,6 @@ class Supervisor:
         if failures:
             ceiling = min(MAX_BACKOFF_SECONDS, pause_seconds * 2**failures)
             pause_seconds = random.uniform(pause_seconds, max(pause_seconds, ceiling))  # noqa: S311 - jitter
-        sleeping = asyncio.create_task(self._clock.sleep(pause_seconds))
-        waking = asyncio.create_task(self._wake.wait())
-        await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
-        sleeping.cancel()
-        waking.cancel()
+        self._session.calm.set()
+        await sleep_until(self._wake, pause_seconds, self._clock)
         self._wake.clear()

@@ -27,6 +27,7 @@ from flows import outcome, take
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession, LiveLaunch, current_session, enter_session, own_flow_run_id
 from flows.tags import item_of
+from vertex_launch.clock import sleep_until
 from vertex_launch.errors import (
     Conflict,
     InvalidQueueConfig,
@@ -252,15 +253,8 @@ async def _steps_until_settled(item_id: str, session: LaunchSession, live: LiveL
 
 
 async def _pause_or_hand_over(session: LaunchSession, pause_seconds: float) -> None:
-    pause = asyncio.create_task(session.clock.sleep(pause_seconds))
-    handover = asyncio.create_task(session.handover.wait())
-    try:
-        await asyncio.wait({pause, handover}, return_when=asyncio.FIRST_COMPLETED)
-        if session.handover.is_set():
-            raise Abort("handed over while a remote system is away")
-    finally:
-        for waiter in (pause, handover):
-            waiter.cancel()
+    if await sleep_until(session.handover, pause_seconds, session.clock):
+        raise Abort("handed over while a remote system is away")
 
 
 async def _steps(item_id: str, session: LaunchSession, live: LiveLaunch) -> State[Any]:
@@ -271,13 +265,15 @@ async def _steps(item_id: str, session: LaunchSession, live: LiveLaunch) -> Stat
     await submit(item_id)
     assert live.job is not None
     log.info("CustomJob %s is %s", live.job.name, live.job.launch_state)
-    await outcome.show_links(session, live)
+    showing_links = asyncio.create_task(outcome.show_links(session, live))
     await wait(item_id)
     if not live.job.is_terminal:
+        await showing_links
         # The flow run stays as it is at Prefect; the agent that stops leaves it for the next one.
         raise Abort(f"handed over while {live.job.name} is {live.job.launch_state}")
     live.job_ended.set()
     log.info("CustomJob %s ended: %s", live.job.name, live.job.launch_state)
+    await showing_links
     await report(item_id)
     return outcome.final_state(live)
 

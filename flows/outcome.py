@@ -10,6 +10,7 @@ from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.session import LaunchSession, LiveLaunch
+from vertex_launch.clock import sleep_until
 from vertex_launch.diagnosis import Diagnosis, console_url, diagnose, logs_url
 from vertex_launch.lifecycle import JobRecord, LaunchState
 from vertex_launch.wandb_queue import RunPath
@@ -17,12 +18,17 @@ from vertex_launch.wandb_queue import RunPath
 # How long a run may need at W&B to show up after its container has ended: 1, 2, 4, … seconds,
 # as W&B's own agent waits, up to the block's `init_grace_seconds`.
 FIRST_LOOK_SECONDS = 1.0
+LINKS_WAIT_SECONDS = 15.0
 
 _SUCCESS = frozenset({LaunchState.SUCCEEDED, LaunchState.PARTIALLY_SUCCEEDED})
 
 
 async def show_links(session: LaunchSession, live: LiveLaunch) -> None:
-    """Leave links to the W&B run and the Vertex console on the flow run's page, if Prefect takes them."""
+    """Leave links to the W&B run and the Vertex console on the flow run's page, if Prefect takes them.
+
+    They come after the starts of a burst, or after fifteen seconds.
+    """
+    await sleep_until(session.calm, LINKS_WAIT_SECONDS, session.clock)
     try:
         await _create_links(session, live)
     except httpx.HTTPError as error:

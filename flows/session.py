@@ -65,6 +65,11 @@ class LaunchSession:
     clock: Clock
     live: dict[str, LiveLaunch] = field(default_factory=dict)
     handover: asyncio.Event = field(default_factory=asyncio.Event)
+    # Cleared while items are being started: what can wait then leaves Prefect's server to them.
+    calm: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.calm.set()
 
 
 _current: ContextVar[LaunchSession | None] = ContextVar("vertex_launch_session", default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -38,3 +39,17 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait for a number of seconds."""
         await asyncio.sleep(seconds)
+
+
+async def sleep_until(event: asyncio.Event, seconds: float, clock: Clock) -> bool:
+    """Wait until `event` is set, at most so long; return whether it is."""
+    sleeping = asyncio.ensure_future(clock.sleep(seconds))
+    waking = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in (sleeping, waking):
+            waiter.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiter
+    return event.is_set()

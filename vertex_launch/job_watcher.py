@@ -13,14 +13,13 @@ first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from vertex_launch.clock import Clock, SystemClock
+from vertex_launch.clock import Clock, SystemClock, sleep_until
 from vertex_launch.errors import LaunchError, NotFound
 from vertex_launch.lifecycle import STATE_OF_JOB, TERMINAL, JobRecord, LaunchState, advance
 from vertex_launch.vertex_jobs import VertexJobs
@@ -119,7 +118,9 @@ class JobWatcher:
                 except LaunchError as error:
                     failures += 1
                     logger.warning("The jobs of %s could not be read: %s", self.jobs.parent, error)
-                await self._rest(min(MAX_BACKOFF_SECONDS, self.interval_seconds * 2 ** min(failures, 8)))
+                pause_seconds = min(MAX_BACKOFF_SECONDS, self.interval_seconds * 2 ** min(failures, 8))
+                await sleep_until(self._wake, pause_seconds, self.clock)
+                self._wake.clear()
         finally:
             self._missing.clear()
             looks = list(self._looks.values())
@@ -215,18 +216,6 @@ class JobWatcher:
             await on_change(job)
         except Exception:
             logger.exception("What was to be done when job %s changed has failed", job.name)
-
-    async def _rest(self, seconds: float) -> None:
-        sleeping = asyncio.create_task(self.clock.sleep(seconds))
-        waking = asyncio.create_task(self._wake.wait())
-        try:
-            await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for waiter in (sleeping, waking):
-                waiter.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await waiter
-            self._wake.clear()
 
 
 def _key(name: str) -> str:

@@ -1,0 +1,93 @@
+"""The servers under a scenario: a Prefect server on SQLite in memory and the sandbox, a process each, for it alone.
+
+Prefect reads its settings when it is imported, so nothing here imports it before `prepare` has set the
+environment of this process; the port stays the same for all scenarios, the database is a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import Measured, program
+from flows.demo_servers import (
+    START_SECONDS,
+    SandboxAddress,
+    free_port,
+    prefect_server,
+    private_environment,
+    until_healthy,
+)
+
+ENTITY = "bench"
+# What docs/deploying.md recommends for a Prefect server of one's own.
+RECOMMENDED = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+# Longer than any scenario: a job waits at Vertex AI and needs no process here.
+QUEUED_SECONDS = 86_400
+
+
+@dataclass(eq=False)
+class Servers:
+    """Both servers, and where they keep their files."""
+
+    home: Path
+    prefect: Measured
+    sandbox: Measured
+    address: SandboxAddress
+
+    async def vertex_calls(self) -> dict[str, int]:
+        """Return how many calls the sandbox's Vertex AI has had, by method, as it counts them itself."""
+        assert self.sandbox.process.stdout is not None
+        self.sandbox.process.send_signal(signal.SIGUSR1)
+        line = await asyncio.wait_for(self.sandbox.process.stdout.readline(), START_SECONDS)
+        return json.loads(line)["vertex_calls"]
+
+
+def prepare(home: Path, settings: Mapping[str, str]) -> int:
+    """Give this process and all that it starts a private environment; return Prefect's port.
+
+    `settings` are more variables of it, for what the Prefect server can be told; they win over the
+    recommended ones.
+    """
+    port = free_port()
+    environment = {**private_environment(home, port, os.environ), **RECOMMENDED, **settings}
+    os.environ.clear()
+    os.environ.update(environment)
+    return port
+
+
+@contextlib.asynccontextmanager
+async def servers(port: int) -> AsyncIterator[Servers]:
+    """Start both servers with nothing in them; everything is gone with the body."""
+    with tempfile.TemporaryDirectory(prefix="vertex-launch-bench-", ignore_cleanup_errors=True) as directory:
+        home, before = Path(directory), os.environ["PREFECT_HOME"]
+        os.environ["PREFECT_HOME"] = str(home / "prefect")
+        try:
+            async with prefect_server(home, port) as server, _sandbox(home) as (sandbox, address):
+                await until_healthy(server, home, port)
+                yield Servers(home, Measured(server, 0.0, home / "prefect.log"), sandbox, address)
+        finally:
+            os.environ["PREFECT_HOME"] = before
+
+
+@contextlib.asynccontextmanager
+async def _sandbox(home: Path) -> AsyncIterator[tuple[Measured, SandboxAddress]]:
+    arguments = ("flows.cli", "sandbox", "up", "--entity", ENTITY, "--queued-seconds", str(QUEUED_SECONDS))
+    async with program(arguments, home / "sandbox.log", stdout=asyncio.subprocess.PIPE) as sandbox:
+        assert sandbox.process.stdout is not None
+        line = await asyncio.wait_for(sandbox.process.stdout.readline(), START_SECONDS)
+        if not line:
+            await sandbox.process.wait()
+            sandbox.require_running()
+        said = json.loads(line)
+        yield sandbox, SandboxAddress(**{name: said[name] for name in SandboxAddress.__slots__})
