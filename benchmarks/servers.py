@@ -1,4 +1,4 @@
-"""The servers under a scenario: a Prefect server on SQLite in memory and the sandbox, a process each, for it alone.
+"""The servers of a scenario: a Prefect server on SQLite in memory and the sandbox, for it alone.
 
 Prefect reads its settings when it is imported, so nothing here imports it before `prepare` has set the
 environment of this process; the port stays the same for all scenarios, the database is a new one.

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter
+from prefect.states import Running
 
 from blocks.vertex_queue import VertexLaunchQueue
 from flows.agent import agent
+from flows.launch_runs import LaunchRuns
+from flows.queue_item import QueueItem
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
+from vertex_launch.clock import SystemClock
 from vertex_launch.lifecycle import LaunchState
 from vertex_launch.sandbox.server import Sandbox
 
@@ -260,3 +265,63 @@ async def test_the_limit_follows_the_block(sandbox: Sandbox, prefect_api: Prefec
     async with get_client() as client:
         limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
     assert (limit.limit, limit.active_slots) == (7, 0)
+
+
+async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: Any) -> Any:
+    """The launch that an agent had made of an item before the item's lease ended."""
+    async with get_client() as client:
+        block = await VertexLaunchQueue.aload(queue.name)
+        runs = LaunchRuns(
+            client, block_name=queue.name, entity=block.entity, queue=queue.name, owner_id=owner,
+            clock=SystemClock(),
+        )  # fmt: skip
+        async with block.open_wandb_queue() as wandb:
+            popped = await wandb.pop(None)
+        assert popped is not None
+        assert popped.item_id == item_id
+        return await runs.create(QueueItem.from_popped(popped))
+
+
+async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_it_has(
+    prefect_api: PrefectServer,
+) -> None:
+    async with Sandbox(queued_seconds=0, pending_seconds=0, lease_seconds=0.5) as sandbox:
+        queue = LaunchQueue(sandbox)
+        await queue.create()
+        item_id = queue.push("sandbox/train")
+        before = await flow_run_of_an_earlier_agent(queue, item_id, owner=uuid4())
+
+        async def is_back() -> bool:
+            return queue.item(item_id).state == "PENDING"
+
+        await until(is_back)
+        await drain(queue)
+
+        launched = (await queue.launches())[item_id]
+        assert launched.id == before.id
+        assert launched.state is not None
+        assert launched.state.is_completed(), launched.state
+        assert len(await queue.jobs()) == 1
+
+
+async def test_a_launch_whose_agent_is_alive_is_left_to_it(prefect_api: PrefectServer) -> None:
+    async with Sandbox(queued_seconds=0, pending_seconds=0, lease_seconds=0.5) as sandbox:
+        queue = LaunchQueue(sandbox)
+        await queue.create()
+        item_id = queue.push("sandbox/train")
+        async with get_client() as client:
+            other = await client.create_flow_run(agent, parameters={"queue": "other"}, state=Running())
+        before = await flow_run_of_an_earlier_agent(queue, item_id, owner=other.id)
+
+        async def is_back() -> bool:
+            return queue.item(item_id).state == "PENDING"
+
+        await until(is_back)
+        state = await drain(queue)
+
+        assert "0 launched, 0 adopted" in (state.message or "")
+        launched = (await queue.launches())[item_id]
+        assert launched.id == before.id
+        assert launched.state is not None
+        assert launched.state.is_pending()
+        assert await queue.jobs() == []
