@@ -169,6 +169,8 @@ async def submit(item_id: str) -> str:
             if job is None:
                 raise
     live.job = job
+    # A thousand launches wait here at once: what is needed no more goes.
+    live.rendering = live.spec = None
     return job.name
 
 
