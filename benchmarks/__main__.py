@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.figures import Result
-from benchmarks.servers import RECOMMENDED, prepare
+from benchmarks.servers import RECOMMENDED, database, prepare
 
 RESULTS = Path(__file__).with_name("results")
 SCENARIOS = ("imports", "start-up", "latency", "burst", "waiting")
@@ -27,7 +27,8 @@ def main() -> None:
     results: list[Result] = []
     try:
         with tempfile.TemporaryDirectory(prefix="vertex-launch-bench-") as home:
-            port = prepare(Path(home), settings)
+            port = prepare(Path(home), settings, on_file=options.on_file)
+            about["database"] = database()
             for scenario in options.only or SCENARIOS:
                 sys.stderr.write(f"{datetime.now().astimezone():%H:%M:%S} {scenario} …\n")
                 results.append(asyncio.run(_scenarios(port, options)[scenario]()))
@@ -61,6 +62,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--burst-items", type=int, default=100, help="items at once [100]")
     parser.add_argument("--waiting-items", type=int, default=1000, help="jobs under way at once [1000]")
     parser.add_argument("--window-seconds", type=float, default=120.0, help="how long to look on [120]")
+    parser.add_argument(
+        "--on-file", action="store_true", help="keep the Prefect server's SQLite in a file, not in memory"
+    )
     parser.add_argument(
         "--setting",
         action="append",

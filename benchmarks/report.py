@@ -31,7 +31,6 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "load_at_start": round(psutil.getloadavg()[0], 2),
-        "database": "SQLite in memory",
         "versions": {name: version(name) for name in PACKAGES},
     }
 

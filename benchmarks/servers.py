@@ -1,4 +1,4 @@
-"""The servers of a scenario: a Prefect server on SQLite in memory and the sandbox, for it alone.
+"""The servers of a scenario: a Prefect server on SQLite and the sandbox, for it alone.
 
 Prefect reads its settings when it is imported, so nothing here imports it before `prepare` has set the
 environment of this process; the port stays the same for all scenarios, the database is a new one.
@@ -32,6 +32,7 @@ RECOMMENDED = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
+_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 # Longer than any scenario: a job waits at Vertex AI and needs no process here.
 QUEUED_SECONDS = 86_400
 
@@ -53,17 +54,28 @@ class Servers:
         return json.loads(line)["vertex_calls"]
 
 
-def prepare(home: Path, settings: Mapping[str, str]) -> int:
+def prepare(home: Path, settings: Mapping[str, str], *, on_file: bool) -> int:
     """Give this process and all that it starts a private environment; return Prefect's port.
 
     `settings` are more variables of it, for what the Prefect server can be told; they win over the
-    recommended ones.
+    recommended ones. With `on_file` the database is a file, as that of `prefect server start` is, and
+    not in memory, as the demo's is.
     """
     port = free_port()
     environment = {**private_environment(home, port, os.environ), **RECOMMENDED, **settings}
+    if on_file and _DATABASE not in settings:
+        del environment[_DATABASE]
     os.environ.clear()
     os.environ.update(environment)
     return port
+
+
+def database() -> str:
+    """Return what the Prefect server of this environment keeps its data in."""
+    url = os.environ.get(_DATABASE, "")
+    if not url:
+        return "SQLite in a file"
+    return "SQLite in memory" if url.endswith(":memory:") else url.partition(":")[0]
 
 
 @contextlib.asynccontextmanager

@@ -190,7 +190,8 @@ BAD = [
     ),
     Bad(
         "unknown accelerator",
-        f"{MACHINE}.accelerator_type: 'NVIDIA_TESLA_A1000' is not a",
+        f"{MACHINE}.accelerator_type: 'NVIDIA_TESLA_A1000' is no AcceleratorType. "
+        "Did you mean NVIDIA_TESLA_A100?",
         machine("n1-standard-4", accelerator_type="NVIDIA_TESLA_A1000", accelerator_count=1),
     ),
     Bad(
