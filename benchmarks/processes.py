@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from flows import demo_servers
 
 STOP_SECONDS = 10.0
 SAMPLE_SECONDS = 0.5
@@ -55,22 +55,10 @@ async def program(
     arguments: Sequence[str], log: Path, *, stdout: int | None = None
 ) -> AsyncIterator[Measured]:
     """Run `python -m …` in a process group of its own, which ends with the body."""
-    with log.open("ab") as output:
-        started = time.time()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output if stdout is None else stdout,
-            stderr=output,
-            cwd=log.parent,
-            start_new_session=True,
-        )
-    try:
+    started = time.time()
+    command = (sys.executable, "-m", *arguments)
+    async with demo_servers.program(command, log, stop_seconds=STOP_SECONDS, stdout=stdout) as process:
         yield Measured(process, started, log)
-    finally:
-        await _end(process)
 
 
 @contextlib.asynccontextmanager
@@ -102,15 +90,3 @@ def _memory(process: psutil.Process) -> int:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.memory_info().rss
     return 0
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End the group: asked first, made to after a while."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()

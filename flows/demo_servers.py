@@ -77,7 +77,7 @@ async def prefect_server(home: Path, port: int) -> AsyncIterator[asyncio.subproc
     """Start a Prefect server with a database of its own; `until_healthy` waits for it."""
     application = ("--factory", "prefect.server.api.server:create_app", "--log-level", "error")
     command = (sys.executable, "-m", "uvicorn", *application, "--host", "127.0.0.1", "--port", str(port))
-    async with _program(command, home / "prefect.log", stop_seconds=PREFECT_STOP_SECONDS) as process:
+    async with program(command, home / "prefect.log", stop_seconds=PREFECT_STOP_SECONDS) as process:
         yield process
 
 
@@ -98,7 +98,7 @@ async def sandbox(home: Path, entity: str) -> AsyncIterator[SandboxAddress]:
     """Run `vertex-launch sandbox up` and yield where it is. Raises CommandError when it does not start."""
     command = (sys.executable, "-m", "flows.cli", "sandbox", "up", "--entity", entity)
     log = home / "sandbox.log"
-    async with _program(
+    async with program(
         command, log, stop_seconds=SANDBOX_STOP_SECONDS, stdout=asyncio.subprocess.PIPE
     ) as process:
         assert process.stdout is not None
@@ -113,7 +113,7 @@ async def sandbox(home: Path, entity: str) -> AsyncIterator[SandboxAddress]:
 
 
 @contextlib.asynccontextmanager
-async def _program(
+async def program(
     command: Sequence[str], log: Path, *, stop_seconds: float, stdout: int | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a program in a process group of its own, which ends with the body."""

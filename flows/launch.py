@@ -24,13 +24,12 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
 from flows import outcome, take
-from flows.queue_item import QueueItem
+from flows.queue_item import QueueItem, run_of
 from flows.session import LaunchSession, LiveLaunch, current_session, enter_session, own_flow_run_id
 from flows.tags import item_of
 from vertex_launch.clock import sleep_until
 from vertex_launch.errors import (
     Conflict,
-    InvalidQueueConfig,
     InvalidRunSpec,
     LaunchError,
     OutcomeUnknown,
@@ -51,8 +50,7 @@ from vertex_launch.lifecycle import (
 )
 from vertex_launch.queue_config import parse_queue_config
 from vertex_launch.render import ITEM_LABEL, LaunchContext, launch_key, render
-from vertex_launch.run_spec import derive_run_id, parse_run_spec
-from vertex_launch.wandb_queue import RunPath
+from vertex_launch.run_spec import parse_run_spec
 
 # A step is tried again for about half a minute; a remote system that is away for longer makes the whole
 # launch wait and start over, for as long as it takes.
@@ -94,11 +92,11 @@ async def claim(item_id: str) -> str:
     if problems := live.item.as_problems():
         raise InvalidRunSpec(problems)
     live.spec = parse_run_spec(live.item.payload, item_id=item_id)
-    run_id = live.spec.run_id or derive_run_id(item_id)
+    run = run_of(live.spec, item_id)
     # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
-    await session.wandb.acknowledge(item_id, run_id)
-    live.run = RunPath(entity=live.spec.entity, project=live.spec.project, run_id=run_id)
-    return run_id
+    await session.wandb.acknowledge(item_id, run.run_id)
+    live.run = run
+    return run.run_id
 
 
 @task(name="render", **_step)
@@ -135,15 +133,6 @@ async def render_job(item_id: str) -> dict[str, Any]:
             api_key_of_author=live.api_key is not None,
         ),
     )
-    if rendering.parent != session.jobs.parent:
-        raise InvalidQueueConfig(
-            Problem(
-                where=f"resource_args.{spec.resource}.spec.project / location",
-                what=f"the job asks for {rendering.parent}, this queue's block serves {session.jobs.parent}",
-                why="a queue's jobs are watched and limited in one project and region",
-                fix="Leave both out, or use a queue whose block names that project and region.",
-            )
-        )
     for warning in (*config.warnings, *rendering.warnings):
         get_run_logger().warning(warning)
     return rendering.redacted()

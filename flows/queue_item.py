@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from vertex_launch.errors import LaunchError, Problem
 from vertex_launch.json_value import json_problems
-from vertex_launch.run_spec import derive_run_id, parse_run_spec
+from vertex_launch.run_spec import RunSpec, derive_run_id, parse_run_spec
 from vertex_launch.wandb_queue import PoppedItem, RunPath
 
 
@@ -59,4 +59,9 @@ class QueueItem(BaseModel):
             spec = parse_run_spec(self.payload, item_id=self.item_id)
         except LaunchError:
             return None
-        return RunPath(spec.entity, spec.project, spec.run_id or derive_run_id(self.item_id))
+        return run_of(spec, self.item_id)
+
+
+def run_of(spec: RunSpec, item_id: str) -> RunPath:
+    """Return the W&B run that an item with this run spec becomes, always the same one."""
+    return RunPath(spec.entity, spec.project, spec.run_id or derive_run_id(item_id))

@@ -268,7 +268,7 @@ async def test_the_limit_follows_the_block(sandbox: Sandbox, prefect_api: Prefec
 
 
 async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: Any) -> Any:
-    """The launch that an agent had made of an item before the item's lease ended."""
+    """The launch that an agent had made of an item, whose lease has ended since."""
     async with get_client() as client:
         block = await VertexLaunchQueue.aload(queue.name)
         runs = LaunchRuns(
@@ -279,7 +279,13 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
             popped = await wandb.pop(None)
         assert popped is not None
         assert popped.item_id == item_id
-        return await runs.create(QueueItem.from_popped(popped))
+        flow_run = await runs.create(QueueItem.from_popped(popped))
+
+    async def is_back() -> bool:
+        return queue.item(item_id).state == "PENDING"
+
+    await until(is_back)
+    return flow_run
 
 
 async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_it_has(
@@ -290,11 +296,6 @@ async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_
         await queue.create()
         item_id = queue.push("sandbox/train")
         before = await flow_run_of_an_earlier_agent(queue, item_id, owner=uuid4())
-
-        async def is_back() -> bool:
-            return queue.item(item_id).state == "PENDING"
-
-        await until(is_back)
         await drain(queue)
 
         launched = (await queue.launches())[item_id]
@@ -312,11 +313,6 @@ async def test_a_launch_whose_agent_is_alive_is_left_to_it(prefect_api: PrefectS
         async with get_client() as client:
             other = await client.create_flow_run(agent, parameters={"queue": "other"}, state=Running())
         before = await flow_run_of_an_earlier_agent(queue, item_id, owner=other.id)
-
-        async def is_back() -> bool:
-            return queue.item(item_id).state == "PENDING"
-
-        await until(is_back)
         state = await drain(queue)
 
         assert "0 launched, 0 adopted" in (state.message or "")
