@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
@@ -13,6 +14,7 @@ from blocks.field_names import refuse_unknown_fields
 from blocks.gcp_credentials import GcpCredentials
 from blocks.wandb_credentials import LOGO_URL, WandbCredentials
 from vertex_launch.errors import InvalidQueueConfig, NotFound, Problem
+from vertex_launch.locks import Locks
 from vertex_launch.queue_config import QueueDefaults, parse_queue_config
 from vertex_launch.vertex_jobs import VertexJobs
 from vertex_launch.wandb_queue import WandbQueue
@@ -103,6 +105,30 @@ class VertexLaunchQueue(Block):
         description="How many jobs of this queue may be under way at once; -1 for no limit.",
         ge=-1,
     )
+    shared_limits: list[str] = Field(
+        default_factory=list,
+        title="Shared limits",
+        description=(
+            "Names of Prefect global concurrency limits under which each job of this queue counts as well; "
+            "queues that name the same one share it. Create them first."
+        ),
+        examples=[["team-gpus"]],
+    )
+    max_schedulers: int = Field(
+        default=1,
+        title="Sweep schedulers at once",
+        description="How many sweep schedulers of this queue may be under way at once; -1 for no limit.",
+        ge=-1,
+    )
+    scheduler_image: str | None = Field(
+        default=None,
+        title="Sweep scheduler image",
+        description=(
+            "Image with wandb in it that runs the schedulers of sweeps as small jobs of their own; "
+            "without one, a scheduler that brings no image is refused."
+        ),
+        examples=["us-docker.pkg.dev/my-project/tools/wandb:latest"],
+    )
     spec: dict[str, Any] = Field(
         default_factory=dict,
         title="spec",
@@ -114,6 +140,15 @@ class VertexLaunchQueue(Block):
         title="run",
         description="Named arguments of CustomJob.run, in snake_case; what a run brings along wins.",
         examples=[{"timeout": 86400, "scheduling_strategy": "SPOT"}],
+    )
+    launch: dict[str, Any] = Field(
+        default_factory=dict,
+        title="launch",
+        description=(
+            "Which worker pools get a launch's command, which replicas are the W&B run, and what to try "
+            "where capacity is short; what a run brings along wins."
+        ),
+        examples=[{"fallbacks": [{"location": "us-east1"}, {"run": {"scheduling_strategy": "STANDARD"}}]}],
     )
     allowed_macros: list[str] = Field(
         default_factory=list,
@@ -151,10 +186,98 @@ class VertexLaunchQueue(Block):
         description="Seconds after a job's end in which its run must have shown up at W&B.",
         ge=0,
     )
+    start_timeout_seconds: float | None = Field(
+        default=None,
+        title="Start timeout",
+        description=(
+            "Seconds that a program may take from its start on Vertex AI until its run shows up at W&B; "
+            "waiting for machines does not count. Empty for no end."
+        ),
+        examples=[1800],
+        gt=0,
+    )
+    queueing_timeout_seconds: float | None = Field(
+        default=None,
+        title="Queueing timeout",
+        description=(
+            "Seconds that a job may wait for quota and machines before its next fallback, if there is one, "
+            "is tried, or else it is given up. Empty for no end."
+        ),
+        examples=[86400],
+        gt=0,
+    )
+    long_wait_seconds: float = Field(
+        default=900.0,
+        title="Long wait",
+        description="Seconds that a job waits for quota or machines before its item at W&B gets a warning.",
+        gt=0,
+    )
+    max_relaunches: int = Field(
+        default=3,
+        title="Relaunches",
+        description=(
+            "How often a run is launched again after a preemption or a failure of the infrastructure, "
+            "under the same W&B run; failures of its own program are final."
+        ),
+        ge=0,
+    )
+    api_key_secret: str | None = Field(
+        default=None,
+        title="API key secret",
+        description=(
+            "Secret Manager version that holds the W&B API key of the jobs. With one, a job's environment "
+            "names it and carries no key."
+        ),
+        examples=["projects/my-project/secrets/wandb-api-key/versions/latest"],
+    )
+    secure_mode: bool = Field(
+        default=False,
+        title="Secure mode",
+        description="Lock everything below that has no list of its own to what this block itself says.",
+    )
+    allowed_images: list[str] = Field(
+        default_factory=list,
+        title="Allowed images",
+        description="The only images that jobs may run; * stands for anything. Empty for any.",
+        examples=[["us-docker.pkg.dev/my-project/training/*"]],
+    )
+    allowed_entry_points: list[str] = Field(
+        default_factory=list,
+        title="Allowed entry points",
+        description="The only entry points that a launch may bring, as one command line each. Empty for any.",
+        examples=[["python train.py"]],
+    )
+    allowed_commands: list[str] = Field(
+        default_factory=list,
+        title="Allowed commands",
+        description="The only commands that containers may run, as one command line each. Empty for any.",
+        examples=[["python train.py", "torchrun *"]],
+    )
+    allowed_service_accounts: list[str] = Field(
+        default_factory=list,
+        title="Allowed service accounts",
+        description="The only service accounts that jobs may run as. Empty for any.",
+        examples=[["trainer@my-project.iam.gserviceaccount.com"]],
+    )
+    allowed_networks: list[str] = Field(
+        default_factory=list,
+        title="Allowed networks",
+        description="The only networks and network attachments that jobs may join. Empty for any.",
+        examples=[["projects/12345/global/networks/training"]],
+    )
+    allowed_machine_types: list[str] = Field(
+        default_factory=list,
+        title="Allowed machine types",
+        description="The only machine types that jobs may use; * stands for anything. Empty for any.",
+        examples=[["n1-standard-*", "g2-standard-8"]],
+    )
     endpoint: str | None = Field(
         default=None,
         title="Vertex AI endpoint",
-        description="Another endpoint than the region's own: https://host, or grpc://host:port in the clear.",
+        description=(
+            "Another endpoint than the region's own: https://host, or grpc://host:port in the clear; "
+            "{location} in it stands for the region."
+        ),
         examples=["grpc://127.0.0.1:8085"],
     )
 
@@ -184,7 +307,7 @@ class VertexLaunchQueue(Block):
         They may be incomplete: a run may bring along what is missing.
         """
         try:
-            parse_queue_config({"spec": self.spec, "run": self.run}, defaults=self.defaults(), where="block")
+            parse_queue_config(None, defaults=self.defaults(), where="block")
         except InvalidQueueConfig as error:
             wrong = [problem for problem in error.problems if not _may_come_with_the_run(problem)]
             if wrong:
@@ -196,9 +319,43 @@ class VertexLaunchQueue(Block):
         """The global concurrency limit that stands for `max_jobs`."""
         return f"vertex-launch:{self.entity}:{self.queue}"
 
+    @property
+    def scheduler_limit_name(self) -> str:
+        """The global concurrency limit that stands for `max_schedulers`."""
+        return f"{self.limit_name}:schedulers"
+
     def defaults(self) -> QueueDefaults:
         """Return the configuration for what a run does not bring along."""
-        return QueueDefaults(spec=self.spec, run=self.run, staging_bucket=self.staging_bucket)
+        return QueueDefaults(
+            spec=self.spec, run=self.run, launch=self.launch, staging_bucket=self.staging_bucket
+        )
+
+    def scheduler_locks(self) -> Locks:
+        """Return what the sweep schedulers of this queue are locked to.
+
+        The block's image for them, and the command that W&B gives them, are as good as its own word.
+        """
+        locks = self.locks()
+        image = () if self.scheduler_image is None else (self.scheduler_image,)
+        command = ("wandb scheduler *",)
+        return replace(
+            locks,
+            images=None if locks.images is None else (*locks.images, *image),
+            entry_points=None if locks.entry_points is None else (*locks.entry_points, *command),
+            commands=None if locks.commands is None else (*locks.commands, *command),
+        )
+
+    def locks(self) -> Locks:
+        """Return what the jobs of this queue are locked to."""
+        return Locks.of(
+            secure_mode=self.secure_mode,
+            images=self.allowed_images or None,
+            entry_points=self.allowed_entry_points or None,
+            commands=self.allowed_commands or None,
+            service_accounts=self.allowed_service_accounts or None,
+            networks=self.allowed_networks or None,
+            machine_types=self.allowed_machine_types or None,
+        )
 
     def macros(self) -> dict[str, str | None]:
         """Return the allowed environment variables; None for those that are not set here."""
@@ -213,14 +370,18 @@ class VertexLaunchQueue(Block):
             timeout_seconds=self.call_timeout_seconds,
         )
 
-    def open_vertex_jobs(self) -> VertexJobs:
-        """Return a client of the jobs' project and region; nothing is sent before its first call."""
+    def open_vertex_jobs(self, location: str | None = None) -> VertexJobs:
+        """Return a client of the jobs in a region, the block's own if none is named.
+
+        Nothing is sent before its first call.
+        """
+        location = location or self.location
         plain = self.endpoint is not None and self.endpoint.startswith("grpc://")
         return VertexJobs(
             project=self.project,
-            location=self.location,
+            location=location,
             credentials=None if plain else self.gcp_credentials.get_credentials_from_service_account(),
-            endpoint=self.endpoint,
+            endpoint=self.endpoint and self.endpoint.replace("{location}", location),
             timeout_seconds=self.call_timeout_seconds,
             create_timeout_seconds=self.create_timeout_seconds,
         )

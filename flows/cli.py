@@ -68,6 +68,9 @@ def sandbox_up(
     pending_seconds: Annotated[
         float, typer.Option(min=0, help="How long a job is PENDING after that.")
     ] = 0.3,
+    request_log: Annotated[
+        Path | None, typer.Option(help="File that gets a line of JSON for each request.")
+    ] = None,
 ) -> None:
     """Start both servers; prints one JSON line with their URLs when they are ready."""
     images = dict(_image(mapping) for mapping in image or [])
@@ -87,6 +90,7 @@ def sandbox_up(
                 lease_seconds=lease_seconds,
                 queued_seconds=queued_seconds,
                 pending_seconds=pending_seconds,
+                request_log=request_log,
             )
         )
     )
@@ -94,7 +98,9 @@ def sandbox_up(
 
 @app.command()
 def agent(
-    queue: Annotated[str, typer.Option(help="Name of the VertexLaunchQueue block.")],
+    queue: Annotated[
+        list[str], typer.Option(help="Name of a VertexLaunchQueue block; once for each queue to serve.")
+    ],
     drain: Annotated[
         bool, typer.Option("--drain", help="End when the queue is empty and all launches have ended.")
     ] = False,
@@ -103,8 +109,8 @@ def agent(
         typer.Option(min=0, help="End after this time; live launches go to the next agent. No end if unset."),
     ] = None,
 ) -> None:
-    """Launch the runs of a queue, here and now."""
-    state = _run(_serve_queue(queue, drain=drain, max_runtime_minutes=max_runtime_minutes))
+    """Launch the runs of one or more queues, here and now."""
+    state = _run(_serve_queues(queue, drain=drain, max_runtime_minutes=max_runtime_minutes))
     typer.echo(f"{state.name}: {state.message}")
     raise typer.Exit(OK if state.is_completed() else FAILED)
 
@@ -122,19 +128,73 @@ def status(
     raise typer.Exit(OK if complete else FAILED)
 
 
+@app.command()
+def migrate(
+    path: Annotated[Path, typer.Argument(help="The configuration of W&B's launch agent.")] = Path(
+        "~/.config/wandb/launch-config.yaml"
+    ),
+    apply: Annotated[bool, typer.Option("--apply", help="Write the blocks and limits.")] = False,
+    project: Annotated[str | None, typer.Option(help="Google Cloud project of the jobs.")] = None,
+    gcp_credentials: Annotated[
+        str | None, typer.Option(help="A GcpCredentials block that exists, instead of a new one.")
+    ] = None,
+    wandb_credentials: Annotated[
+        str | None, typer.Option(help="A WandbCredentials block that exists, instead of a new one.")
+    ] = None,
+    staging_bucket: Annotated[
+        str | None, typer.Option(help="gs:// bucket for queues that name none themselves.")
+    ] = None,
+    allow_macros: Annotated[
+        bool,
+        typer.Option("--allow-macros", help="Allow the variables that the queues use, but for secrets."),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="With --apply: file for the commands that deploy the queues.")
+    ] = None,
+) -> None:
+    """From W&B's launch agent to here: say what becomes of each field, and with --apply write it."""
+    from flows.migrate import MigrateOptions
+    from flows.migrate import migrate as run_migrate
+
+    options = MigrateOptions(
+        path=path,
+        apply=apply,
+        project=project,
+        gcp_credentials=gcp_credentials,
+        wandb_credentials=wandb_credentials,
+        staging_bucket=staging_bucket,
+        allow_macros=allow_macros,
+        output=output,
+    )
+    _run(run_migrate(options))
+
+
+@app.command()
+def adopt(
+    queue: Annotated[str, typer.Option(help="Name of the VertexLaunchQueue block.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+) -> None:
+    """Take over the live jobs of a queue that W&B's own agent left running."""
+    from flows.foreign_jobs import adopt as run_adopt
+    from flows.migration_report import print_adoptions
+
+    print_adoptions(queue, _run(run_adopt(queue, dry_run=dry_run)))
+
+
 def main() -> None:
     """Run the command line."""
     app()
 
 
-async def _serve_queue(queue: str, *, drain: bool, max_runtime_minutes: float | None) -> Any:
+async def _serve_queues(queues: list[str], *, drain: bool, max_runtime_minutes: float | None) -> Any:
     from flows.agent import agent as agent_flow
     from flows.status import open_prefect, require_block
 
     async with open_prefect() as client:
-        await require_block(client, queue)
+        for queue in queues:
+            await require_block(client, queue)
     state = await agent_flow(  # pyright: ignore[reportGeneralTypeIssues] - Prefect types an async flow as its result
-        queue=queue, drain=drain, max_runtime_minutes=max_runtime_minutes, return_state=True
+        queues=queues, drain=drain, max_runtime_minutes=max_runtime_minutes, return_state=True
     )
     if state.is_failed() or state.is_crashed():
         # A wrong key or a missing queue ends the agent: its own words, not the state's traceback.

@@ -255,7 +255,7 @@ async def _serve(view: DemoView, block: VertexLaunchQueue, pushing: asyncio.Task
             async with asyncio.TaskGroup() as tasks:
                 looking = tasks.create_task(_keep_looking(watch))
                 state = await agent(  # pyright: ignore[reportGeneralTypeIssues] - Prefect types an async flow as its result
-                    queue=BLOCK, drain=True, max_runtime_minutes=MAX_RUNTIME_MINUTES, return_state=True
+                    queues=[BLOCK], drain=True, max_runtime_minutes=MAX_RUNTIME_MINUTES, return_state=True
                 )
                 looking.cancel()
             await watch.look()

@@ -6,8 +6,9 @@
     wait     the session's watcher resolves it; nothing is polled per job
     report   how it ended, told to W&B, as artifacts and as the flow run's state
 
-Each step can be repeated: a run that a crash interrupted is started again from the top by the next
-agent, finds its claim and its job, and goes on. The end of this process never ends the job.
+Render, submit and wait are taken again for each further attempt. Each step can be repeated: a run
+that a crash interrupted is started again from the top by the next agent, finds its claim and its
+job, and goes on. The end of this process never ends the job.
 """
 
 from __future__ import annotations
@@ -20,45 +21,35 @@ from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import Abort
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed
 from prefect.tasks import Task
 
-from flows import outcome, take
+from flows import attempts, outcome, preparation, take, waiting
+from flows.live_launch import LiveLaunch
+from flows.notices import show, warn
 from flows.queue_item import QueueItem, run_of
-from flows.session import LaunchSession, LiveLaunch, current_session, enter_session, own_flow_run_id
+from flows.session import LaunchSession, current_session, enter_session, own_flow_run_id
 from flows.tags import item_of
 from vertex_launch.clock import sleep_until
 from vertex_launch.errors import (
     Conflict,
     InvalidRunSpec,
-    LaunchError,
+    NotFound,
     OutcomeUnknown,
+    OverQuota,
     Permanent,
-    Problem,
     Transient,
 )
-from vertex_launch.lifecycle import (
-    Cancel,
-    Desired,
-    ItemState,
-    JobRecord,
-    Observed,
-    Report,
-    Submit,
-    Wait,
-    decide,
-)
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import ITEM_LABEL, LaunchContext, launch_key, render
+from vertex_launch.lifecycle import JobRecord
+from vertex_launch.render import ITEM_LABEL, launch_key
 from vertex_launch.run_spec import parse_run_spec
+from vertex_launch.vertex_types import JobState
 
 # A step is tried again for about half a minute; a remote system that is away for longer makes the whole
 # launch wait and start over, for as long as it takes.
 RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
 FIRST_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 300.0
-# Vertex AI's LIST may lag behind a create whose answer was lost.
-LOOK_AGAIN_SECONDS = (2.0, 8.0)
 
 
 async def may_pass(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -91,10 +82,12 @@ async def claim(item_id: str) -> str:
     session, live = _live(item_id)
     if problems := live.item.as_problems():
         raise InvalidRunSpec(problems)
-    live.spec = parse_run_spec(live.item.payload, item_id=item_id)
-    run = run_of(live.spec, item_id)
-    # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
-    await session.wandb.acknowledge(item_id, run.run_id)
+    run = run_of(parse_run_spec(live.item.payload, item_id=item_id), item_id)
+    # The item of a job that runs already was claimed by the agent that made it; when that one was stopped
+    # it may have failed the item, and nobody can claim it any more.
+    if live.item.job_name is None:
+        # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
+        await session.wandb.acknowledge(item_id, run.run_id)
     live.run = run
     return run.run_id
 
@@ -107,34 +100,10 @@ async def render_job(item_id: str) -> dict[str, Any]:
     to Vertex AI.
     """
     session, live = _live(item_id)
-    block, spec, run = session.block, live.spec, live.run
-    assert spec is not None
-    assert run is not None
-    config = parse_queue_config(
-        spec.resource_args, defaults=block.defaults(), where=f"resource_args.{spec.resource}"
-    )
-    image_uri, entry_point = await _image(session, live)
-    endpoint = block.wandb_credentials.endpoint()
-    live.rendering = rendering = render(
-        spec,
-        config,
-        LaunchContext(
-            item_id=item_id,
-            queue_entity=block.entity,
-            queue_name=block.queue,
-            run_id=run.run_id,
-            image_uri=image_uri,
-            base_url=endpoint.base_url,
-            api_key=live.api_key or endpoint.api_key,
-            project=block.project,
-            location=block.location,
-            macros=block.macros(),
-            job_entry_point=entry_point,
-            api_key_of_author=live.api_key is not None,
-        ),
-    )
-    for warning in (*config.warnings, *rendering.warnings):
-        get_run_logger().warning(warning)
+    prepared = await preparation.prepare(session, live)
+    rendering = attempts.render_attempt(session, live)
+    if warnings := (*prepared.config.warnings, *rendering.warnings):
+        await warn(session, live, "\n".join(warnings))
     return rendering.redacted()
 
 
@@ -142,25 +111,39 @@ async def render_job(item_id: str) -> dict[str, Any]:
 async def submit(item_id: str) -> str:
     """Create the CustomJob unless there is one for this item already; return its resource name.
 
-    Raises Refused with Vertex AI's own words when it will not have the job.
+    Waits as long as a quota is used up. Returns no name when there is no job because somebody asked
+    for the launch's end or this process hands it over. Raises Refused with Vertex AI's own words when
+    it will not have the job.
     """
     session, live = _live(item_id)
-    assert live.rendering is not None
-    job = await _find_job(session, live)
-    if job is None:
+    quota = waiting.QuotaWait(session, live)
+    while True:
+        live.job = await attempts.find(session, live)
+        if live.job is None and not await preparation.may_start(session, live):
+            return ""
         try:
-            # Dying here is why the label is looked for first: the job is found by the next try.
-            job = await session.jobs.create(
-                live.rendering.job, timeout_seconds=live.rendering.create_timeout_seconds
-            )
-        except OutcomeUnknown:
-            job = await _look_again(session, live)
-            if job is None:
-                raise
-    live.job = job
-    # A thousand launches wait here at once: what is needed no more goes.
-    live.rendering = live.spec = None
-    return job.name
+            live.job = live.job or await attempts.create(session, live)
+        except OverQuota as error:
+            if await quota.again(error):
+                continue
+            return ""
+        # A thousand launches wait at once: what the job was made of is made again should it be needed.
+        live.prepared = None
+        return live.job.name
+
+
+@task(name="find", **_step)
+async def find_running_job(item_id: str) -> str:
+    """Read the job that W&B's own agent had made of the item; return its resource name."""
+    session, live = _live(item_id)
+    name = live.item.job_name
+    assert name is not None
+    region = await session.regions.of(name)
+    try:
+        live.job = await region.jobs.get(name)
+    except NotFound:
+        live.job = JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True)
+    return live.job.name
 
 
 @task(name="wait", **_step)
@@ -168,9 +151,12 @@ async def wait(item_id: str) -> str:
     """Wait until the job has ended, or this process hands it over; return the state's name."""
     session, live = _live(item_id)
     assert live.job is not None
-    watch = asyncio.create_task(session.watcher.wait(live.job.name, _on_change(live)))
-    stopping = asyncio.create_task(_stop_when_asked(session, live))
+    if live.job.is_terminal:
+        return live.job.launch_state.value
+    region = await session.regions.of(live.job.name)
+    watch = asyncio.create_task(region.watcher.wait(live.job.name, waiting.on_change(session, live)))
     handover = asyncio.create_task(session.handover.wait())
+    beside = [asyncio.ensure_future(duty()) for duty in waiting.duties(session, live)]
     try:
         await asyncio.wait({watch, handover}, return_when=asyncio.FIRST_COMPLETED)
         if watch.done():
@@ -178,7 +164,7 @@ async def wait(item_id: str) -> str:
             return live.job.launch_state.value
         return "handed over"
     finally:
-        for waiter in (watch, stopping, handover):
+        for waiter in (watch, handover, *beside):
             waiter.cancel()
 
 
@@ -192,8 +178,8 @@ async def report(item_id: str) -> str:
 @task(name="refuse", **_step)
 async def refuse(item_id: str, message: str) -> None:
     """Fail the item at W&B with the reason why it cannot be launched."""
-    session, _ = _live(item_id)
-    await session.wandb.fail(item_id, message, stage="agent")
+    session, live = _live(item_id)
+    await outcome.report_refusal(session, live, message)
 
 
 @flow(name="launch", validate_parameters=True, persist_result=False, log_prints=False)
@@ -213,7 +199,9 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
         known = session.live.get(item.item_id)
         if known is not None:
             return await _carry(session, known)
-        return await _carry(session, LiveLaunch(item=item, flow_run_id=own_flow_run_id()))
+        live = LiveLaunch(item=item, flow_run_id=own_flow_run_id())
+        live.may_submit.set()
+        return await _carry(session, live)
 
 
 async def _carry(session: LaunchSession, live: LiveLaunch) -> State[Any]:
@@ -222,10 +210,10 @@ async def _carry(session: LaunchSession, live: LiveLaunch) -> State[Any]:
     try:
         return await _steps_until_settled(item_id, session, live)
     except Conflict as error:
-        return Cancelled(name="Elsewhere", message=str(error))
+        return outcome.elsewhere_state(error)
     except Permanent as error:
         await refuse(item_id, str(error))
-        return Failed(name="Refused", message=str(error))
+        return outcome.refused_state(error)
     finally:
         live.job_ended.set()
         session.live.pop(item_id, None)
@@ -239,6 +227,7 @@ async def _steps_until_settled(item_id: str, session: LaunchSession, live: LiveL
             return await _steps(item_id, session, live)
         except (Transient, OutcomeUnknown) as error:
             get_run_logger().warning("Waiting %.0f s before going on: %s", pause_seconds, error)
+            await show(live, "WaitingForService", str(error))
             await _pause_or_hand_over(session, pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             pause_seconds = min(MAX_PAUSE_SECONDS, pause_seconds * 2)
 
@@ -252,105 +241,36 @@ async def _steps(item_id: str, session: LaunchSession, live: LiveLaunch) -> Stat
     log = get_run_logger()
     run_id = await claim(item_id)
     log.info("Claimed item %s as run %s", item_id, run_id)
-    await render_job(item_id)
-    await submit(item_id)
+    while True:
+        if live.item.job_name:
+            await find_running_job(item_id)
+        else:
+            await render_job(item_id)
+            await submit(item_id)
+        if live.job is None:
+            if not live.is_stopped_by_someone:
+                raise Abort("handed over before there was a job")
+            break
+        log.info("CustomJob %s is %s", live.job.name, live.job.launch_state)
+        await _follow(item_id, session, live)
+        if not attempts.turn_to_next(session, live):
+            break
+        await waiting.tell_of_relaunch(session, live)
+    live.job_ended.set()
+    await report(item_id)
+    return outcome.final_state(session, live)
+
+
+async def _follow(item_id: str, session: LaunchSession, live: LiveLaunch) -> None:
+    """Follow the current attempt's job to its end."""
     assert live.job is not None
-    log.info("CustomJob %s is %s", live.job.name, live.job.launch_state)
     showing_links = asyncio.create_task(outcome.show_links(session, live))
     await wait(item_id)
+    await showing_links
     if not live.job.is_terminal:
-        await showing_links
         # The flow run stays as it is at Prefect; the agent that stops leaves it for the next one.
         raise Abort(f"handed over while {live.job.name} is {live.job.launch_state}")
-    live.job_ended.set()
-    log.info("CustomJob %s ended: %s", live.job.name, live.job.launch_state)
-    await showing_links
-    await report(item_id)
-    return outcome.final_state(live)
-
-
-async def _image(session: LaunchSession, live: LiveLaunch) -> tuple[str, tuple[str, ...]]:
-    """Return the image the run is to use, and the entry point its W&B job brings along."""
-    spec = live.spec
-    assert spec is not None
-    if spec.image_uri is not None:
-        return spec.image_uri, ()
-    assert spec.job is not None
-    entity, project, name = spec.job.split("/", 2)
-    source = await session.wandb.read_job(entity, project, name)
-    if source.kind != "image" or source.image_uri is None:
-        raise InvalidRunSpec(
-            Problem(
-                where=f"item {live.item.item_id}: job {spec.job}",
-                what=f"its source is {source.kind}, not an image",
-                why="Vertex AI runs containers, and no image is built here, so the code would be missing",
-                fix="Create an image job (wandb job create image …) or launch with --docker-image.",
-            )
-        )
-    return source.image_uri, source.entry_point
-
-
-async def _find_job(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
-    """Return this item's job if Vertex AI has one; of two live ones the younger is cancelled."""
-    item_id, run = live.item.item_id, live.run
-    assert run is not None
-    while True:
-        jobs = await session.jobs.list(f'labels.{ITEM_LABEL}="{launch_key(item_id)}"')
-        decision = decide(
-            Observed(item_state=ItemState.CLAIMED, item_run_id=run.run_id, jobs=jobs),
-            Desired(run_id=run.run_id, stop=None),
-            session.clock.now(),
-        )
-        match decision:
-            case Wait(job=job) | Report(job=job):
-                return job
-            case Cancel(job=job, reason=reason):
-                get_run_logger().error("Cancelling %s: %s", job.name, reason)
-                await session.jobs.cancel(job.name)
-                await session.clock.sleep(LOOK_AGAIN_SECONDS[0])
-            case Submit():
-                return None
-            case _:
-                raise LaunchError(f"item {item_id}: nothing can be done for {decision}")
-
-
-async def _look_again(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
-    """Look twice, spaced, for a job whose creation was not answered."""
-    for pause_seconds in LOOK_AGAIN_SECONDS:
-        await session.clock.sleep(pause_seconds)
-        if job := await _find_job(session, live):
-            return job
-    return None
-
-
-async def _stop_when_asked(session: LaunchSession, live: LiveLaunch) -> None:
-    """Cancel the job once somebody wants its end and the grace for the run to end itself is over."""
-    await live.stop_requested.wait()
-    stop, job = live.stop, live.job
-    assert stop is not None
-    assert job is not None
-    get_run_logger().info("Stop requested by %s; cancelling in %.0f s", stop.who, stop.grace_seconds)
-    await session.clock.sleep(stop.grace_seconds)
-    pause_seconds = 1.0
-    while True:
-        try:
-            await session.jobs.cancel(job.name)
-        except LaunchError as error:
-            get_run_logger().warning("%s could not be cancelled yet: %s", job.name, error)
-        session.watcher.wake()
-        # Vertex AI's cancel is best effort: it is asked again until the job has ended.
-        await session.clock.sleep(pause_seconds)
-        pause_seconds = min(60.0, pause_seconds * 4)
-
-
-def _on_change(live: LiveLaunch) -> Any:
-    log = get_run_logger()
-
-    async def changed(job: JobRecord) -> None:
-        live.job = job
-        log.info("CustomJob %s is %s", job.job_id, job.launch_state)
-
-    return changed
+    get_run_logger().info("CustomJob %s ended: %s", live.job.name, live.job.launch_state)
 
 
 def _live(item_id: str) -> tuple[LaunchSession, LiveLaunch]:
@@ -359,7 +279,7 @@ def _live(item_id: str) -> tuple[LaunchSession, LiveLaunch]:
 
 
 async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - Prefect calls by name
-    """Cancel the job of a flow run that was cancelled in Prefect while a worker of its own ran it.
+    """Cancel the jobs of a flow run that was cancelled in Prefect while a worker of its own ran it.
 
     A flow run inside of an agent is served by the agent; here the process that waited is gone.
     """
@@ -367,9 +287,11 @@ async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  
     if item_id is None:
         return
     async with enter_session(flow_run.parameters["queue"]) as session:
-        for job in await session.jobs.list(f'labels.{ITEM_LABEL}="{launch_key(item_id)}"'):
+        item = QueueItem.model_validate(flow_run.parameters["item"])
+        locations = preparation.locations(session, item)
+        for job in await session.regions.list(f'labels.{ITEM_LABEL}="{launch_key(item_id)}"', locations):
             if not job.is_terminal:
-                await session.jobs.cancel(job.name)
+                await (await session.regions.of(job.name)).jobs.cancel(job.name)
 
 
 launch.on_cancellation(cancel_job)

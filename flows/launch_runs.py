@@ -20,6 +20,7 @@ from prefect.states import Pending, to_state_create
 
 from flows.launch import launch
 from flows.queue_item import QueueItem
+from flows.session import LaunchSession, make_current
 from flows.tags import PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
@@ -74,7 +75,18 @@ class LaunchRuns:
             return None
         return await self.take_over(flow_run)
 
-    async def _post(self, item: QueueItem) -> httpx.Response:
+    async def offer(self, item: QueueItem) -> FlowRun | None:
+        """Make the flow run of a job that runs already, for the next agent to adopt; None if it has one.
+
+        `owner_id` is then no agent's: nobody carries the launch.
+        """
+        offered = Pending(name="AwaitingAdoption", message="W&B's agent left the job; the next one goes on.")
+        response = await self._post(item, offered)
+        response.raise_for_status()
+        is_new = response.status_code == httpx.codes.CREATED
+        return FlowRun.model_validate(response.json()) if is_new else None
+
+    async def _post(self, item: QueueItem, state: State[Any] | None = None) -> httpx.Response:
         flow_id = self._flow_id = self._flow_id or await self._client.create_flow_from_name(launch.name)
         tags = launch_tags(self._entity, self._queue, item)
         wanted = FlowRunCreate(
@@ -83,7 +95,7 @@ class LaunchRuns:
             name=item.title,
             parameters={"queue": self._block_name, "item": item.model_dump(mode="json")},
             tags=[*tags, owner_tag(self._owner_id)],
-            state=to_state_create(Pending()),
+            state=to_state_create(state or Pending()),
             # Item ids are numbers of one W&B server; the queue keeps two servers apart.
             idempotency_key=f"{queue_tag(self._entity, self._queue)}/{item.item_id}",
         )
@@ -130,10 +142,11 @@ class LaunchRuns:
             force=True,
         )
 
-    def start(self, flow_run: FlowRun) -> asyncio.Task[State[Any]]:
+    def start(self, flow_run: FlowRun, session: LaunchSession) -> asyncio.Task[State[Any]]:
         """Run a launch in this event loop, as a flow run of its own and not as the agent's subflow."""
         context = contextvars.copy_context()
         context.run(_leave_parent_run)
+        context.run(make_current, session)
         return asyncio.create_task(_run(flow_run), name=f"launch {flow_run.name}", context=context)
 
     async def _read_unfinished(self) -> list[FlowRun]:

@@ -1,4 +1,9 @@
-"""How a launch ended: told to W&B, shown in Prefect, explained to a person."""
+"""How a launch ended: told to W&B, shown in Prefect, explained to a person.
+
+Every end has a category (`vertex_launch.diagnosis.Category`): it is in the flow run's state message, in
+the item's failure at W&B, in an artifact, and in the event `vertex-launch.launch.ended`, by which a
+Prefect automation can act on it.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,33 @@ from typing import Any
 import httpx
 from prefect import State, get_run_logger
 from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
+from prefect.events import emit_event
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.session import LaunchSession, LiveLaunch
+from flows import stops
+from flows.attempts import diagnose_attempt
+from flows.live_launch import LiveLaunch
+from flows.notices import AGENT_STAGE, RUN_STAGE, fail, warn
+from flows.session import LaunchSession
 from vertex_launch.clock import sleep_until
-from vertex_launch.diagnosis import Diagnosis, console_url, diagnose, logs_url
-from vertex_launch.lifecycle import JobRecord, LaunchState
+from vertex_launch.diagnosis import Category, Diagnosis, console_url, logs_url, no_run, refused, stopped
+from vertex_launch.errors import LaunchError, NotFound, Permanent, PermissionDenied
+from vertex_launch.lifecycle import SUCCESS, JobRecord, Requester
 from vertex_launch.wandb_queue import RunPath
 
 # How long a run may need at W&B to show up after its container has ended: 1, 2, 4, … seconds,
 # as W&B's own agent waits, up to the block's `init_grace_seconds`.
 FIRST_LOOK_SECONDS = 1.0
 LINKS_WAIT_SECONDS = 15.0
+ENDED_EVENT = "vertex-launch.launch.ended"
 
-_SUCCESS = frozenset({LaunchState.SUCCEEDED, LaunchState.PARTIALLY_SUCCEEDED})
+_CANCELLED = frozenset({Category.CANCELLED, Category.CANCELLED_ELSEWHERE})
+_STATE_NAMES = {
+    Category.EXPIRED: "Expired",
+    Category.LOST: "Lost",
+    Category.QUEUEING_TIMEOUT: "TimedOut",
+    Category.START_TIMEOUT: "TimedOut",
+}
 
 
 async def show_links(session: LaunchSession, live: LiveLaunch) -> None:
@@ -28,79 +46,106 @@ async def show_links(session: LaunchSession, live: LiveLaunch) -> None:
 
     They come after the starts of a burst, or after fifteen seconds.
     """
+    assert live.job is not None
+    job = live.job
     await sleep_until(session.calm, LINKS_WAIT_SECONDS, session.clock)
     try:
-        await _create_links(session, live)
+        await _create_links(session, live, job)
     except httpx.HTTPError as error:
         get_run_logger().warning("The links could not be left: %s", error)
 
 
-async def _create_links(session: LaunchSession, live: LiveLaunch) -> None:
+async def _create_links(session: LaunchSession, live: LiveLaunch, job: JobRecord) -> None:
     assert live.run is not None
-    assert live.job is not None
+    if not live.ended:
+        await acreate_link_artifact(
+            link=run_url(session.block.wandb_credentials.base_url, live.run),
+            link_text=f"W&B run {live.run.run_id}",
+            description=f"Run {live.run.run_id} of {live.run.entity}/{live.run.project}.",
+        )
     await acreate_link_artifact(
-        link=run_url(session.block.wandb_credentials.base_url, live.run),
-        link_text=f"W&B run {live.run.run_id}",
-        description=f"Run {live.run.run_id} of {live.run.entity}/{live.run.project}.",
-    )
-    await acreate_link_artifact(
-        link=console_url(live.job.name),
-        link_text=f"CustomJob {live.job.job_id}",
-        description=f"{live.job.display_name} in the Vertex AI console.",
+        link=console_url(job.name),
+        link_text=f"CustomJob {job.job_id}",
+        description=f"{job.display_name} in the Vertex AI console.",
     )
 
 
 async def report(session: LaunchSession, live: LiveLaunch) -> str:
-    """Tell W&B how the job ended; return one line that says it.
+    """Tell W&B how the launch ended; return one line that says it.
 
     A run that succeeded but never called `wandb.init` fails its item, as W&B's own agent does:
     nobody would find the run otherwise.
     """
-    assert live.job is not None
-    diagnosis = diagnose(live.job)
-    if live.job.launch_state in _SUCCESS:
-        if not await _run_shows_up(session, live):
-            message = (
-                "The submitted job exited successfully but failed to call wandb.init. "
-                f"Its logs: {logs_url(live.job.name)}"
-            )
-            get_run_logger().warning(message)
-            await session.wandb.fail(live.item.item_id, message, stage="run")
-            return message
-        return diagnosis.summary
-    await session.wandb.fail(live.item.item_id, explain(live, diagnosis), stage="run")
-    await acreate_markdown_artifact(
-        markdown=_as_markdown(live.job, diagnosis, live), description=diagnosis.summary
-    )
+    await stops.ask_who(session, live)
+    if live.job is not None and live.job.launch_state in SUCCESS:
+        live.run_showed_up = await _run_shows_up(session, live)
+    diagnosis = diagnosis_of(session, live)
+    if diagnosis.category is not Category.SUCCEEDED:
+        await fail(session, live, explain(live, diagnosis), stage=RUN_STAGE if live.job else AGENT_STAGE)
+        await _leave_artifact(session, live, diagnosis)
+        if diagnosis.category not in _CANCELLED:
+            await _cancel_scheduled_sweep(session, live)
+    _emit(session, live, diagnosis)
     return diagnosis.summary
 
 
-def final_state(live: LiveLaunch) -> State[Any]:
-    """Return the state in which the flow run of an ended job ends."""
-    assert live.job is not None
-    diagnosis = diagnose(live.job)
-    state = live.job.launch_state
-    if state in _SUCCESS:
+async def report_refusal(session: LaunchSession, live: LiveLaunch, message: str) -> None:
+    """Fail the item with the reason why it cannot be launched, and leave the reason in Prefect."""
+    diagnosis = refused(message)
+    await fail(session, live, message, stage=AGENT_STAGE)
+    await _leave_artifact(session, live, diagnosis)
+    await _cancel_scheduled_sweep(session, live)
+    _emit(session, live, diagnosis)
+
+
+def refused_state(error: Permanent) -> State[Any]:
+    """Return the state of a flow run whose item cannot be launched."""
+    return Failed(name="Refused", message=str(error))
+
+
+def elsewhere_state(error: Permanent) -> State[Any]:
+    """Return the state of a flow run whose item somebody else has."""
+    return Cancelled(name="Elsewhere", message=str(error))
+
+
+def diagnosis_of(session: LaunchSession, live: LiveLaunch) -> Diagnosis:
+    """Return why the launch ended as it did."""
+    if live.job is None:
+        assert live.stop is not None
+        return stopped(live.stop)
+    if live.job.launch_state in SUCCESS and not live.run_showed_up:
+        return no_run(live.job)
+    return diagnose_attempt(session, live, live.job)
+
+
+def final_state(session: LaunchSession, live: LiveLaunch) -> State[Any]:
+    """Return the state in which the flow run of an ended launch ends."""
+    diagnosis = diagnosis_of(session, live)
+    message = explain(live, diagnosis)
+    if live.stop is not None and live.stop.who is Requester.PREFECT:
+        # Prefect takes no other end of a run that was cancelled, however its job ended.
+        return Cancelled(message=message)
+    if diagnosis.category is Category.SUCCEEDED:
         return Completed(message=diagnosis.summary)
-    if state is LaunchState.CANCELLED:
-        return Cancelled(message=explain(live, diagnosis))
-    return Failed(
-        name="Expired" if state is LaunchState.EXPIRED else "Failed", message=explain(live, diagnosis)
-    )
+    if diagnosis.category in _CANCELLED:
+        return Cancelled(message=message)
+    return Failed(name=_STATE_NAMES.get(diagnosis.category, "Failed"), message=message)
 
 
 def explain(live: LiveLaunch, diagnosis: Diagnosis) -> str:
     """Return what happened, why, who wanted it, and what to do, as one paragraph."""
-    assert live.job is not None
-    parts = [f"{live.job.name} {live.job.launch_state.value}: {diagnosis.summary}"]
-    if live.stop is not None:
-        parts.append(f"Stopped on request of {_WHO.get(live.stop.who, live.stop.who)}.")
-    parts += [part for part in (diagnosis.detail, diagnosis.remedy) if part]
-    parts.append(f"Logs: {logs_url(live.job.name)}")
+    job = live.job
+    if job is None:
+        return " ".join(part for part in (diagnosis.summary, diagnosis.detail, diagnosis.remedy) if part)
+    parts = [f"{job.name} {job.launch_state.value} ({diagnosis.category.value}): {diagnosis.summary}"]
+    if live.ended:
+        parts.append(f"It was attempt {live.attempt.number} of this run.")
+    if diagnosis.detail:
+        parts.append(f"Vertex AI said: {diagnosis.detail.rstrip('.')}.")
+    if diagnosis.remedy:
+        parts.append(diagnosis.remedy)
+    parts.append(f"Logs: {logs_url(job.name)}")
     return " ".join(parts)
-
-
-_WHO = {"wandb": "a user at W&B", "prefect": "a user in Prefect"}
 
 
 def run_url(base_url: str, run: RunPath) -> str:
@@ -110,10 +155,15 @@ def run_url(base_url: str, run: RunPath) -> str:
 
 
 async def _run_shows_up(session: LaunchSession, live: LiveLaunch) -> bool:
+    """Whether the run of a job that succeeded is at W&B; True also where nobody here may know."""
     assert live.run is not None
     waited_seconds, pause_seconds = 0.0, FIRST_LOOK_SECONDS
     while True:
-        state = await session.wandb.read_run_state(live.run.entity, live.run.project, live.run.run_id)
+        try:
+            state = await session.wandb.read_run_state(live.run.entity, live.run.project, live.run.run_id)
+        except (NotFound, PermissionDenied) as error:
+            await warn(session, live, str(error))
+            return True
         if state is not None and state != "pending":
             return True
         if waited_seconds >= session.block.init_grace_seconds:
@@ -123,17 +173,71 @@ async def _run_shows_up(session: LaunchSession, live: LiveLaunch) -> bool:
         pause_seconds *= 2
 
 
-def _as_markdown(job: JobRecord, diagnosis: Diagnosis, live: LiveLaunch) -> str:
-    assert live.run is not None
-    rows = [
-        ("Category", f"`{diagnosis.category.value}`"),
-        ("Job", f"[{job.name}]({console_url(job.name)})"),
-        ("Logs", f"[Cloud Logging]({logs_url(job.name)})"),
-        ("Run", f"`{live.run.entity}/{live.run.project}/{live.run.run_id}`"),
-        (
-            "Vertex AI said",
-            f"`{job.error_message}` (code {job.error_code})" if job.error_message else "nothing",
-        ),
-    ]
+async def _cancel_scheduled_sweep(session: LaunchSession, live: LiveLaunch) -> None:
+    """Cancel the sweep of a scheduler that failed, as W&B's agent does: nothing would go on with it."""
+    spec = live.item.spec
+    if spec is None or spec.scheduled_sweep is None:
+        return
+    try:
+        await session.wandb.cancel_sweep(spec.entity, spec.project, spec.scheduled_sweep)
+    except LaunchError as error:
+        get_run_logger().warning("Sweep %s could not be cancelled: %s", spec.scheduled_sweep, error)
+
+
+async def _leave_artifact(session: LaunchSession, live: LiveLaunch, diagnosis: Diagnosis) -> None:
+    try:
+        await acreate_markdown_artifact(
+            markdown=_as_markdown(session, live, diagnosis), description=diagnosis.summary
+        )
+    except httpx.HTTPError as error:
+        get_run_logger().warning("The diagnosis could not be left in Prefect: %s", error)
+
+
+def _emit(session: LaunchSession, live: LiveLaunch, diagnosis: Diagnosis) -> None:
+    emit_event(
+        ENDED_EVENT,
+        resource={
+            "prefect.resource.id": f"prefect.flow-run.{live.flow_run_id}",
+            "prefect.resource.name": live.item.title,
+            "vertex-launch.category": diagnosis.category.value,
+            "vertex-launch.queue": f"{session.block.entity}/{session.block.queue}",
+        },
+        payload={
+            "category": diagnosis.category.value,
+            "summary": diagnosis.summary,
+            "attempts": live.attempt.number,
+            "item": live.item.item_id,
+            "run": live.run.run_id if live.run else None,
+            "job": live.job.name if live.job else None,
+        },
+    )
+
+
+def _as_markdown(session: LaunchSession, live: LiveLaunch, diagnosis: Diagnosis) -> str:
+    rows = [("Category", f"`{diagnosis.category.value}`"), ("Item", f"`{live.item.item_id}`")]
+    if live.run is not None:
+        rows.append(("Run", f"`{live.run.entity}/{live.run.project}/{live.run.run_id}`"))
+    if job := live.job:
+        rows += [
+            ("Job", f"[{job.name}]({console_url(job.name)})"),
+            ("Logs", f"[Cloud Logging]({logs_url(job.name)})"),
+            (
+                "Vertex AI said",
+                f"`{job.error_message}` (code {job.error_code})" if job.error_message else "nothing",
+            ),
+        ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"# {diagnosis.summary}\n\n{diagnosis.detail}\n\n{diagnosis.remedy}\n\n| | |\n|---|---|\n{table}\n"
+    parts = [f"# {diagnosis.summary}", diagnosis.detail, diagnosis.remedy, f"| | |\n|---|---|\n{table}"]
+    if live.ended:
+        parts.append(_attempts_table(session, live))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _attempts_table(session: LaunchSession, live: LiveLaunch) -> str:
+    jobs = (*live.ended, live.job) if live.job is not None else live.ended
+    lines = [
+        f"| {number} | [{job.job_id}]({console_url(job.name)}) | {job.launch_state.value} "
+        f"| {diagnose_attempt(session, live, job).summary} |"
+        for number, job in enumerate(jobs, start=1)
+    ]
+    return "\n".join(["| Attempt | Job | Ended | Why |", "|---|---|---|---|", *lines])

@@ -19,6 +19,14 @@ class QueueItem(BaseModel):
     payload: Any = Field(
         default=None, title="Run spec", description="The run spec as it was popped, without its API key."
     )
+    job_name: str | None = Field(
+        default=None,
+        title="Job",
+        description=(
+            "A CustomJob that runs already, of an item that another agent took; the run spec then says which "
+            "run it is, and not how to launch it again."
+        ),
+    )
     problems: list[tuple[str, str, str, str]] = Field(
         default=[],
         title="Problems",
@@ -53,13 +61,24 @@ class QueueItem(BaseModel):
         return name if isinstance(name, str) and name else f"item-{self.item_id}"
 
     @property
-    def run(self) -> RunPath | None:
-        """The W&B run that the item becomes, or None for a run spec that cannot be launched."""
+    def spec(self) -> RunSpec | None:
+        """The run spec as a typed value, or None for one that cannot be launched."""
         try:
-            spec = parse_run_spec(self.payload, item_id=self.item_id)
+            return parse_run_spec(self.payload, item_id=self.item_id)
         except LaunchError:
             return None
-        return run_of(spec, self.item_id)
+
+    @property
+    def run(self) -> RunPath | None:
+        """The W&B run that the item becomes, or None for a run spec that cannot be launched."""
+        spec = self.spec
+        return None if spec is None else run_of(spec, self.item_id)
+
+    @property
+    def is_scheduler(self) -> bool:
+        """Whether the item is the scheduler of a sweep, which counts under a limit of its own."""
+        spec = self.spec
+        return spec is not None and spec.is_scheduler
 
 
 def run_of(spec: RunSpec, item_id: str) -> RunPath:

@@ -118,8 +118,10 @@ async def block_names(client: PrefectClient) -> list[str]:
         documents = await client.read_block_documents_by_type(
             VertexLaunchQueue.get_block_type_slug(), include_secrets=False
         )
-    except ObjectNotFound:
-        return []
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise
+        return []  # the block type itself is not registered yet
     return sorted(document.name for document in documents if document.name)
 
 
@@ -241,7 +243,7 @@ class QueueReader:
                 {"state": {"type": {"any_": [StateType.RUNNING.value]}}}
             ),
         )
-        return sum(flow_run.parameters.get("queue") == self.block_name for flow_run in running)
+        return sum(self.block_name in flow_run.parameters.get("queues", ()) for flow_run in running)
 
     async def _jobs(self, flow_runs: Sequence[FlowRun]) -> dict[str, JobRecord]:
         """Return the jobs of these launches by launch key; of two for one item, the older."""
@@ -253,7 +255,18 @@ class QueueReader:
             f' AND create_time>="{since:%Y-%m-%dT%H:%M:%SZ}"'
         )
         newest_first = sorted(found, key=lambda job: job.create_time or since, reverse=True)
-        return {job.labels.get(ITEM_LABEL, ""): job for job in newest_first}
+        labelled = {job.labels.get(ITEM_LABEL, ""): job for job in newest_first}
+        return labelled | await self._adopted_jobs(flow_runs)
+
+    async def _adopted_jobs(self, flow_runs: Sequence[FlowRun]) -> dict[str, JobRecord]:
+        """Return the jobs that W&B's own agent had made, which have no label of ours, by launch key."""
+        found: dict[str, JobRecord] = {}
+        for flow_run in flow_runs:
+            item = QueueItem.model_validate(flow_run.parameters["item"])
+            if item.job_name is not None:
+                with contextlib.suppress(NotFound):
+                    found[launch_key(item.item_id)] = await self.jobs.get(item.job_name)
+        return found
 
     async def _waiting(self, launched: set[str]) -> list[tuple[str, ItemState]]:
         """Return the items that are still in the queue, in W&B's order (its API lists 100 of them)."""

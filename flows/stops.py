@@ -1,4 +1,4 @@
-"""Who wants a job to end: the run's stop button at W&B, or a cancelled flow run in Prefect."""
+"""Who wants a launch to end: a person at W&B, or a person in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import StateType
 
-from flows.session import LaunchSession, LiveLaunch
+from flows.live_launch import LiveLaunch
+from flows.session import LaunchSession
 from flows.tags import queue_tag
 from vertex_launch.errors import LaunchError
-from vertex_launch.lifecycle import StopRequest
+from vertex_launch.lifecycle import SUCCESS, Requester, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +29,43 @@ async def watch_stops(session: LaunchSession) -> None:
     """
     while True:
         await session.clock.sleep(STOP_POLL_SECONDS)
-        live = [launch for launch in session.live.values() if launch.stop is None]
-        if not live:
-            continue
-        try:
+        await _ask(session, [launch for launch in session.live.values() if not launch.is_stopped_by_someone])
+
+
+async def ask_who(session: LaunchSession, live: LiveLaunch) -> None:
+    """Find out now whether a person asked for the end of a launch whose job has ended.
+
+    Whoever did may have asked a process that is gone, or only just now.
+    """
+    if live.is_stopped_by_someone:
+        return
+    has_succeeded = live.job is not None and live.job.launch_state in SUCCESS
+    await _ask(session, [live], only_prefect=has_succeeded)
+
+
+async def _ask(session: LaunchSession, live: list[LiveLaunch], *, only_prefect: bool = False) -> None:
+    if not live:
+        return
+    try:
+        if not only_prefect:
             await _ask_wandb(session, live)
-        except LaunchError as error:
-            logger.warning("W&B could not be asked for stopped runs: %s", error)
-        try:
-            await _ask_prefect(session, live)
-        except httpx.HTTPError as error:
-            logger.warning("Prefect could not be asked for cancelled flow runs: %s", error)
+    except LaunchError as error:
+        logger.warning("W&B could not be asked for stopped runs: %s", error)
+    try:
+        await _ask_prefect(session, live)
+    except httpx.HTTPError as error:
+        logger.warning("Prefect could not be asked for cancelled flow runs: %s", error)
 
 
 async def _ask_wandb(session: LaunchSession, live: Iterable[LiveLaunch]) -> None:
-    by_run = {launch.run: launch for launch in live if launch.run is not None and launch.job is not None}
+    by_run = {launch.run: launch for launch in live if launch.run is not None}
     if not by_run:
         return
-    for run in await session.wandb.stopped_runs(list(by_run)):
-        by_run[run].request_stop(
-            StopRequest(
-                who="wandb", since=session.clock.now(), grace_seconds=session.block.stop_grace_seconds
+    for run, record in (await session.wandb.read_runs(list(by_run))).items():
+        if record.is_stopped:
+            by_run[run].request_stop(
+                StopRequest(Requester.WANDB, session.clock.now(), session.block.stop_grace_seconds)
             )
-        )
 
 
 async def _ask_prefect(session: LaunchSession, live: Iterable[LiveLaunch]) -> None:
@@ -64,4 +79,4 @@ async def _ask_prefect(session: LaunchSession, live: Iterable[LiveLaunch]) -> No
         )
     for flow_run in cancelling:
         if launch := by_flow_run.get(flow_run.id):
-            launch.request_stop(StopRequest(who="prefect", since=session.clock.now(), grace_seconds=0.0))
+            launch.request_stop(StopRequest(Requester.PREFECT, session.clock.now(), grace_seconds=0.0))

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 
 from prefect.client.orchestration import PrefectClient, get_client
 
+from flows.background import in_background
+from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
-from flows.session import LaunchSession, LiveLaunch, in_background, own_flow_run_id
-from flows.slots import Slot, Slots
+from flows.session import LaunchSession, own_flow_run_id
+from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
 from flows.tags import launch_tags
 
 
@@ -21,37 +23,44 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
     Waits for a slot first. The slot is given back when the item's job has ended, and the flow run
     gets the item's name, tags and parameter, so that it can be found like any other launch.
     """
-    flow_run_id = own_flow_run_id()
+    flow_run_id, clock = own_flow_run_id(), session.clock
     async with get_client() as client:
-        slots = Slots(
-            client,
-            session.block.limit_name,
-            session.block.max_jobs,
-            clock=session.clock,
-            holder_id=flow_run_id,
-        )
+        slots = slots_of(session.block, client, holder_id=flow_run_id, clock=clock)
         await slots.ensure_limit()
-        while (slot := await slots.try_take()) is None:
-            await session.clock.sleep(session.block.poll_seconds)
+        slot = await _taken(session, slots)
         try:
             popped = await session.wandb.pop(None)
             if popped is None:
                 yield None
                 return
-            live = LiveLaunch(
-                item=QueueItem.from_popped(popped), flow_run_id=flow_run_id, api_key=popped.api_key
-            )
+            item = QueueItem.from_popped(popped)
+            live = LiveLaunch(item, flow_run_id, api_key=popped.api_key)
             await _describe(client, session, live)
+            if item.is_scheduler:
+                await slots.release(slot)
+                slots = scheduler_slots_of(session.block, client, holder_id=flow_run_id, clock=clock)
+                await slots.ensure_limit()
+                slot = slots.owe()
             async with (
-                in_background(slots.keep_renewed, "slot renewal", session.clock),
-                in_background(lambda: _release_at_end(slots, slot, live), "slot release", session.clock),
+                in_background(slots.keep_renewed, "slot renewal", clock),
+                in_background(lambda: _look_after(session, slots, slot, live), "slot", clock),
             ):
                 yield live
         finally:
             await slots.release(slot)
 
 
-async def _release_at_end(slots: Slots, slot: Slot, live: LiveLaunch) -> None:
+async def _taken(session: LaunchSession, slots: Slots) -> Slot:
+    while (slot := await slots.try_take()) is None:
+        await session.clock.sleep(session.block.poll_seconds)
+    return slot
+
+
+async def _look_after(session: LaunchSession, slots: Slots, slot: Slot, live: LiveLaunch) -> None:
+    """Let the launch start once it has its slot, and give it back when no job is under way any more."""
+    while not slot.is_held and not await slots.settle():
+        await session.clock.sleep(session.block.poll_seconds)
+    live.may_submit.set()
     await live.job_ended.wait()
     await slots.release(slot)
     await asyncio.Event().wait()

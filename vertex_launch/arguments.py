@@ -1,7 +1,7 @@
 """The arguments of `aiplatform.CustomJob(…)` and `CustomJob.run(…)` as data, and what each one may hold.
 
-`SPEC_ARGUMENTS` and `RUN_ARGUMENTS` name every parameter of the SDK's two functions; a test compares
-them with the installed SDK's signatures.
+`SPEC_ARGUMENTS` and `RUN_ARGUMENTS` name every parameter of the SDK's two functions, `EXTRA_ARGUMENTS`
+the fields of `CustomJobSpec` that no parameter sets; a test compares them with the installed SDK.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vertex_launch.field_walk import FieldWalk, descriptor_of, enum_of
 from vertex_launch.findings import Findings
 from vertex_launch.json_value import at, is_list, is_object, kind_of, shown
 from vertex_launch.macros import MacroText, has_macro, is_macro
-from vertex_launch.vertex_types import CustomJobSpec, PscInterfaceConfig, Scheduling, WorkerPoolSpec
+from vertex_launch.vertex_types import PscInterfaceConfig, Scheduling, WorkerPoolSpec
 
 # The largest number of seconds a protobuf Duration holds (about 10,000 years).
 _MAX_SECONDS: Final = 315_576_000_000
@@ -30,7 +30,8 @@ STRATEGY_DESCRIPTOR: Final = enum_of(Scheduling, "strategy")
 class Argument:
     """One argument: the kind of its value, and for texts the form and an example of it.
 
-    Kinds: text, flag, seconds, call_seconds, strategy, labels, pools, psc, refused.
+    Kinds: text, texts, flag, seconds, call_seconds, strategy, labels, pools, psc, refused. The form of
+    texts is that of each one.
     """
 
     kind: str
@@ -46,14 +47,16 @@ _RESOURCE_ID = Argument("text", re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"), 
 _ACCOUNT = Argument(
     "text", re.compile(r"[^@\s/]+@[^@\s/]+\.[^@\s/]+"), "trainer@my-project.iam.gserviceaccount.com"
 )
+_REGION = Argument("text", re.compile(r"[a-z0-9-]+"), "us-central1")
 _CONTEXT_ID = r"[a-z0-9][a-z0-9-]{0,127}"
+_CONTEXT = rf"(projects/[^/\s]+/locations/[^/\s]+/metadataStores/[^/\s]+/contexts/)?{_CONTEXT_ID}"
 
 SPEC_ARGUMENTS: Final[Mapping[str, Argument]] = {
     "display_name": Argument("text"),
     "worker_pool_specs": Argument("pools"),
     "base_output_dir": _BUCKET,
     "project": Argument("text", re.compile(r"[a-z0-9][a-z0-9.:-]*"), "my-project"),
-    "location": Argument("text", re.compile(r"[a-z0-9-]+"), "us-central1"),
+    "location": _REGION,
     "credentials": Argument(
         "refused", reason="the job is submitted with the Google credentials of the queue's block"
     ),
@@ -77,12 +80,8 @@ RUN_ARGUMENTS: Final[Mapping[str, Argument]] = {
     "timeout": Argument("seconds"),
     "restart_job_on_worker_restart": Argument("flag"),
     "enable_web_access": Argument("flag"),
-    "experiment": Argument(
-        "text",
-        re.compile(rf"(projects/[^/\s]+/locations/[^/\s]+/metadataStores/[^/\s]+/contexts/)?{_CONTEXT_ID}"),
-        "my-experiment",
-    ),
-    "experiment_run": Argument("text", re.compile(_CONTEXT_ID), "my-run"),
+    "experiment": Argument("text", re.compile(_CONTEXT), "my-experiment"),
+    "experiment_run": Argument("text", re.compile(_CONTEXT), "my-run"),
     "tensorboard": Argument(
         "text",
         re.compile(r"projects/[^/\s]+/locations/[^/\s]+/tensorboards/[^/\s]+"),
@@ -97,18 +96,35 @@ RUN_ARGUMENTS: Final[Mapping[str, Argument]] = {
     "psc_interface_config": Argument("psc"),
 }
 
-# W&B's documentation puts the service account under `spec`; the SDK takes it in `run`. Both work here.
-SPEC_ALIASES: Final[Mapping[str, Argument]] = {"service_account": _ACCOUNT}
+# Fields of CustomJobSpec that no argument of the SDK's CustomJob reaches.
+EXTRA_ARGUMENTS: Final[Mapping[str, Argument]] = {
+    "reserved_ip_ranges": Argument(
+        "texts", re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"), "vertex-ai-ip-range"
+    ),
+    "enable_dashboard_access": Argument("flag"),
+    "protected_artifact_location_id": _REGION,
+    "models": Argument(
+        "texts",
+        re.compile(r"projects/[^/\s]+/locations/[^/\s]+/models/[^/\s@]+(@[^/\s@]+)?"),
+        "projects/my-project/locations/us-central1/models/123@2",
+    ),
+}
 
-# Fields of CustomJobSpec that no argument of the SDK's CustomJob sets, or that go by another name there.
-_OTHER_NAMES: Final = {
+# W&B's documentation puts the service account under `spec`; the SDK takes it in `run`. Both work here,
+# and so they do for what the SDK has in neither. A job is made of what stands in `run`.
+KEPT_IN_RUN: Final = ("service_account", *EXTRA_ARGUMENTS)
+EITHER_SECTION: Final = (*KEPT_IN_RUN, "persistent_resource_id")
+ARGUMENTS: Final[Mapping[str, Mapping[str, Argument]]] = {
+    "spec": {**SPEC_ARGUMENTS, "service_account": _ACCOUNT, **EXTRA_ARGUMENTS},
+    "run": {**RUN_ARGUMENTS, **EXTRA_ARGUMENTS},
+}
+
+# Fields of CustomJobSpec and CustomJob that go by another name in the SDK's CustomJob.
+OTHER_NAMES: Final = {
     "base_output_directory": "spec.base_output_dir",
+    "encryption_spec": "spec.encryption_spec_key_name",
     "scheduling": "run.timeout, run.scheduling_strategy, …",
 }
-OUT_OF_REACH: Final = frozenset(
-    set(descriptor_of(CustomJobSpec).fields_by_name)
-    - set(SPEC_ARGUMENTS) - set(RUN_ARGUMENTS)
-)  # fmt: skip
 
 
 def check_argument(argument: Argument, value: Any, path: str, walk: FieldWalk) -> Any:
@@ -121,27 +137,19 @@ def check_argument(argument: Argument, value: Any, path: str, walk: FieldWalk) -
 
 def refuse_unknown_argument(section: str, name: str, path: str, findings: Findings) -> None:
     """Note an argument that `section` (`spec` or `run`) does not have, and where it belongs."""
-    own, other = (SPEC_ARGUMENTS, RUN_ARGUMENTS) if section == "spec" else (RUN_ARGUMENTS, SPEC_ARGUMENTS)
     other_section = "run" if section == "spec" else "spec"
-    if name in other:
+    if name in ARGUMENTS[other_section]:
         findings.refuse(
             at(path, name),
             f"{name} is not an argument of {section}",
             fix=f"Move it to {other_section}.{name}.",
         )
-    elif name in _OTHER_NAMES:
+    elif name in OTHER_NAMES:
         findings.refuse(
-            at(path, name), f"{name} goes by another name here", fix=f"Set {_OTHER_NAMES[name]} instead."
-        )
-    elif name in OUT_OF_REACH:
-        findings.refuse(
-            at(path, name),
-            f"{name} cannot be set",
-            "it is a field of CustomJobSpec that no argument of aiplatform.CustomJob reaches",
-            "Remove it.",
+            at(path, name), f"{name} goes by another name here", fix=f"Set {OTHER_NAMES[name]} instead."
         )
     else:
-        findings.unknown_key(path, name, own, _OWNERS[section])
+        findings.unknown_key(path, name, ARGUMENTS[section], _OWNERS[section])
 
 
 _OWNERS: Final = {"spec": "spec (the arguments of CustomJob)", "run": "run (the arguments of CustomJob.run)"}
@@ -159,6 +167,16 @@ def _text(argument: Argument, value: Any, path: str, walk: FieldWalk) -> Any:
         fix = f"Write gs://{shown(text.lstrip('/'))[1:-1]}."
     walk.findings.refuse(path, f"{shown(text)} does not have the right form", fix=fix)
     return text
+
+
+def _texts(argument: Argument, value: Any, path: str, walk: FieldWalk) -> list[Any]:
+    if not is_list(value):
+        walk.findings.expected(path, "a list of strings", value, "Put it into a list: […].")
+        return []
+    for index, item in enumerate(value):
+        if item == "":
+            walk.findings.refuse(at(path, index), "an empty text", fix="Remove it.")
+    return [_text(argument, item, at(path, index), walk) for index, item in enumerate(value)]
 
 
 def _seconds(value: Any, path: str, walk: FieldWalk) -> Any:
@@ -230,6 +248,7 @@ def _pools(value: Any, path: str, walk: FieldWalk) -> list[dict[str, Any]]:
 
 _CHECKS: Final[Mapping[str, Callable[[Argument, Any, str, FieldWalk], Any]]] = {
     "text": _text,
+    "texts": _texts,
     "flag": lambda _argument, value, path, walk: walk.boolean(value, path),
     "seconds": lambda _argument, value, path, walk: _seconds(value, path, walk),
     "call_seconds": lambda _argument, value, path, walk: _call_seconds(value, path, walk),

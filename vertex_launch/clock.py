@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Clock(Protocol):
@@ -20,7 +21,7 @@ class Clock(Protocol):
         """Return seconds that only grow, for measuring spans."""
         ...
 
-    async def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Wait for a number of seconds."""
         ...
 
@@ -43,13 +44,27 @@ class SystemClock:
 
 async def sleep_until(event: asyncio.Event, seconds: float, clock: Clock) -> bool:
     """Wait until `event` is set, at most so long; return whether it is."""
-    sleeping = asyncio.ensure_future(clock.sleep(seconds))
-    waking = asyncio.create_task(event.wait())
+    return await sleep_until_any([event], seconds, clock)
+
+
+async def sleep_until_any(events: Iterable[asyncio.Event], seconds: float, clock: Clock) -> bool:
+    """Wait until one of `events` is set, at most so long; return whether one is."""
+    events = tuple(events)
+    await _first_of(clock.sleep(seconds), *(event.wait() for event in events))
+    return any(event.is_set() for event in events)
+
+
+async def until_any(*events: asyncio.Event) -> None:
+    """Wait until one of `events` is set."""
+    await _first_of(*(event.wait() for event in events))
+
+
+async def _first_of(*works: Coroutine[Any, Any, object]) -> None:
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for waiter in (sleeping, waking):
-            waiter.cancel()
+        for task in tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await waiter
-    return event.is_set()
+                await task

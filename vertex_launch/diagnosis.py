@@ -3,7 +3,7 @@
 Vertex AI says why a job failed in prose. Its texts are classified here by a table of the messages it
 is known to write; `google.rpc` codes decide only where no text matches, because beside code 1
 (cancelled) none of them is documented. The names of the categories are a stable contract: dashboards
-and automations may depend on them.
+and automations may depend on them; docs/categories.md says what each one means.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Literal
 
-from vertex_launch.lifecycle import JobRecord, LaunchState
+from vertex_launch.lifecycle import JobRecord, LaunchState, Requester, StopRequest
 
 
 class Category(StrEnum):
-    """Why a job ended as it did."""
+    """Why a launch ended as it did."""
 
     SUCCEEDED = "succeeded"
     USER_CODE = "user-code"
@@ -30,19 +31,24 @@ class Category(StrEnum):
     PERMISSION = "permission"
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
+    CANCELLED_ELSEWHERE = "cancelled-elsewhere"
+    QUEUEING_TIMEOUT = "queueing-timeout"
+    START_TIMEOUT = "start-timeout"
     EXPIRED = "expired"
     INTERNAL = "internal"
     INVALID = "invalid"
     LOST = "lost"
+    NO_RUN = "no-run"
+    REFUSED = "refused"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A finished job in a person's words.
+    """The end of a launch in a person's words.
 
-    `summary` is one line, `detail` is what Vertex AI wrote (may be empty), `remedy` what to do next
-    (may be empty).
+    `summary` is one line, `detail` is what Vertex AI wrote or what was refused (may be empty), `remedy`
+    what to do next (may be empty).
     """
 
     category: Category
@@ -114,9 +120,27 @@ _BY_CATEGORY: Mapping[Category, _Known] = MappingProxyType(
             _Known(
                 Category.INVALID,
                 "Vertex AI could not run the job as it was specified.",
-                "Correct what the detail names in the queue's spec or in the launch's overrides.",
+                "Correct what the detail names in the queue's spec or in the launch's overrides; a machine "
+                "type or accelerator that is not supported may be so in another region.",
             ),
-            _Known(Category.CANCELLED, "The job was cancelled.", ""),
+            _Known(
+                Category.CANCELLED_ELSEWHERE,
+                "The job was cancelled, neither at W&B nor in Prefect.",
+                "Somebody cancelled it in the Google Cloud console or with gcloud; the project's audit log "
+                "says who. Launch the run again if it was a mistake.",
+            ),
+            _Known(
+                Category.QUEUEING_TIMEOUT,
+                "The job waited for quota and machines for longer than the queueing timeout.",
+                "Raise the queueing timeout of the queue's block, add a fallback to the queue, or choose "
+                "machines that are easier to get.",
+            ),
+            _Known(
+                Category.START_TIMEOUT,
+                "The run did not show up at W&B within the start timeout.",
+                "Read the job's log for what the program did until then; raise the start timeout of the "
+                "queue's block if it only needs longer to reach wandb.init().",
+            ),
             _Known(
                 Category.EXPIRED,
                 "The job expired before it could finish.",
@@ -128,11 +152,31 @@ _BY_CATEGORY: Mapping[Category, _Known] = MappingProxyType(
                 "Somebody deleted it; the project's audit log says who. Launch the run again.",
             ),
             _Known(
+                Category.NO_RUN,
+                "The job exited successfully but failed to call wandb.init.",
+                "Call wandb.init() in the program, without another id, project or entity than the launch's, "
+                "and see in the job's log whether the container reached W&B.",
+            ),
+            _Known(
+                Category.REFUSED,
+                "The run was refused; nothing was submitted.",
+                "Correct what the detail names and push the run again.",
+            ),
+            _Known(
                 Category.UNKNOWN,
                 "The job failed, and Vertex AI gave no reason that is known here.",
                 "Read the detail and the job's log.",
             ),
         )
+    }
+)
+
+_BY_REQUESTER: Mapping[Requester, _Known] = MappingProxyType(
+    {
+        Requester.WANDB: _Known(Category.CANCELLED, "Stopped at W&B by a user.", ""),
+        Requester.PREFECT: _Known(Category.CANCELLED, "Cancelled in Prefect by a user.", ""),
+        Requester.QUEUEING_TIMEOUT: _BY_CATEGORY[Category.QUEUEING_TIMEOUT],
+        Requester.START_TIMEOUT: _BY_CATEGORY[Category.START_TIMEOUT],
     }
 )
 
@@ -148,9 +192,11 @@ _KILLED = re.compile(r"exited with a non-zero status of (?:137\b|9\s*\(SIGKILL\)
 _TEXTS: tuple[tuple[re.Pattern[str], Category], ...] = tuple(
     (re.compile(text, re.IGNORECASE), category)
     for text, category in (
+        (r"List of found errors", Category.INVALID),
         (r"ran out of memory|out of memory|OOMKilled", Category.OUT_OF_MEMORY),
         (r"preempt(?:ed|ion)", Category.PREEMPTED),
         (r"exited with a non-zero status", Category.USER_CODE),
+        (r"internal error occurred", Category.INTERNAL),
         (
             r"resources are insufficient|STOCKOUT|insufficient resources|not have enough resources"
             r"|resource_pool_exhausted",
@@ -166,14 +212,15 @@ _TEXTS: tuple[tuple[re.Pattern[str], Category], ...] = tuple(
         (r"permission|PERMISSION_DENIED|iam\.serviceAccounts|access denied|forbidden", Category.PERMISSION),
         (r"deadline exceeded|timed out|exceeded .{0,40}time|time ?out", Category.TIMEOUT),
         (r"internal error", Category.INTERNAL),
-        (r"List of found errors|is not supported|invalid", Category.INVALID),
+        (r"is not supported|must be unique|can only contain|required field|invalid", Category.INVALID),
+        (r"^cancell?ed\.?$", Category.CANCELLED_ELSEWHERE),
     )
 )
 
 # google.rpc.Code. Only 1 is documented for jobs; the others speak when the text does not.
 _CODES: Mapping[int, Category] = MappingProxyType(
     {
-        1: Category.CANCELLED,
+        1: Category.CANCELLED_ELSEWHERE,
         3: Category.INVALID,
         4: Category.TIMEOUT,
         5: Category.INVALID,
@@ -186,17 +233,23 @@ _CODES: Mapping[int, Category] = MappingProxyType(
     }
 )
 
+_ENDS_BY_STOP = frozenset({LaunchState.CANCELLED, LaunchState.FAILED})
+
 _STATES: Mapping[LaunchState, Category] = MappingProxyType(
     {
-        LaunchState.CANCELLED: Category.CANCELLED,
+        LaunchState.CANCELLED: Category.CANCELLED_ELSEWHERE,
         LaunchState.EXPIRED: Category.EXPIRED,
         LaunchState.LOST: Category.LOST,
     }
 )
 
 
-def diagnose(job: JobRecord) -> Diagnosis:
-    """Return why a job ended as it did; total, for a job that has not ended too."""
+def diagnose(job: JobRecord, *, stop: StopRequest | None = None) -> Diagnosis:
+    """Return why a job ended as it did; total, for a job that has not ended too.
+
+    `stop` is what was asked for here, at W&B or in Prefect. It explains a cancelled job, and a failed
+    one as well: a program that is stopped during its grace exits with an error of its own.
+    """
     state, detail = job.launch_state, job.error_message.strip()
     if state is LaunchState.SUCCEEDED:
         return Diagnosis(Category.SUCCEEDED, "The job succeeded.", detail, "")
@@ -209,9 +262,42 @@ def diagnose(job: JobRecord) -> Diagnosis:
         )
     if not job.is_terminal:
         return Diagnosis(Category.UNKNOWN, f"The job has not ended: it is {state.value}.", detail, "")
-    category = _STATES.get(state) or _category_of_failure(detail, job.error_code)
-    known = _BY_CATEGORY[category]
-    return Diagnosis(category, _summary(known, detail), detail, known.remedy)
+    if stop is not None and state in _ENDS_BY_STOP:
+        known = _BY_REQUESTER[stop.who]
+        return Diagnosis(known.category, known.summary, detail, known.remedy)
+    known = _BY_CATEGORY[_STATES.get(state) or _category_of_failure(detail, job.error_code)]
+    return Diagnosis(known.category, _summary(known, job), detail, known.remedy)
+
+
+def stopped(stop: StopRequest) -> Diagnosis:
+    """Return what to say of a launch that was stopped before it had a job."""
+    known = _BY_REQUESTER[stop.who]
+    return Diagnosis(known.category, known.summary, "", known.remedy)
+
+
+def no_run(job: JobRecord) -> Diagnosis:
+    """Return what to say of a job that succeeded while its run never showed up at W&B."""
+    known = _BY_CATEGORY[Category.NO_RUN]
+    return Diagnosis(known.category, known.summary, job.error_message.strip(), known.remedy)
+
+
+def refused(message: str) -> Diagnosis:
+    """Return what to say of a run that was never submitted; `message` is all that is wrong with it."""
+    known = _BY_CATEGORY[Category.REFUSED]
+    return Diagnosis(known.category, known.summary, message.strip(), known.remedy)
+
+
+def quota_kind(message: str) -> Literal["capacity", "rate"]:
+    """Tell which of its two quotas Vertex AI means with a 429 (RESOURCE_EXHAUSTED).
+
+    "capacity" is a quota of machines, `…/custom_model_training_…`: it is used up for as long as others'
+    jobs run, and a person should know. "rate" is one of requests a minute: it is over in seconds.
+    Sources: Vertex AI's page of quotas; the text of such a refusal in public issues.
+    """
+    if "custom_model_training_" in message:
+        return "capacity"
+    is_of_machines = "quota metrics exceed" in message and "request" not in message
+    return "capacity" if is_of_machines else "rate"
 
 
 def console_url(job_name: str) -> str:
@@ -246,15 +332,18 @@ def _category_of_failure(detail: str, code: int) -> Category:
     return _CODES.get(code, Category.UNKNOWN)
 
 
-def _summary(known: _Known, detail: str) -> str:
-    exit_ = _EXIT.search(detail)
-    if exit_ is None:
-        return known.summary
-    replica, status = exit_["replica"], exit_["status"]
-    if known.category is Category.OUT_OF_MEMORY:
-        return f"The container ran out of memory: {replica} was killed."
-    if known.category is not Category.USER_CODE:
-        return known.summary
+def _summary(known: _Known, job: JobRecord) -> str:
+    exit_ = _EXIT.search(job.error_message)
+    if known.category is Category.CAPACITY and job.start_time is not None:
+        return "The machines were taken away, and the region has no others of this kind."
+    if exit_ and known.category is Category.OUT_OF_MEMORY:
+        return f"The container ran out of memory: {exit_['replica']} was killed."
+    if exit_ and known.category is Category.USER_CODE:
+        return _summary_of_exit(exit_["replica"], exit_["status"])
+    return known.summary
+
+
+def _summary_of_exit(replica: str, status: str) -> str:
     if status in {"126", "127"}:
         return f"The container's command could not be run ({replica} exited with {status})."
     if status in _SIGNALS_OF_A_CRASH:

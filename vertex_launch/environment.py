@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from vertex_launch.bootstrap import API_KEY_VARIABLE, SECRET_VARIABLE
+from vertex_launch.job_source import CODE_VARIABLE
 from vertex_launch.launch_context import LaunchContext
 from vertex_launch.macros import Piece
 from vertex_launch.run_spec import RunSpec
@@ -21,20 +23,33 @@ from vertex_launch.run_spec import RunSpec
 MAX_VALUE_CHARACTERS: Final = 32_670
 
 
-def launch_environment(run_spec: RunSpec, context: LaunchContext) -> dict[str, str]:
-    """Return the variables that every container of the launch's image gets, in order."""
+# What makes a process the W&B run of the launch. Two that have it write into each other's run.
+_OF_THE_RUN: Final = frozenset({"WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH_TRACE_ID"})
+RUN_GROUP: Final = "WANDB_RUN_GROUP"
+
+
+def launch_environment(
+    run_spec: RunSpec, context: LaunchContext, *, may_start_again: bool = False
+) -> dict[str, str]:
+    """Return the variables that the launch's run gets, in order.
+
+    `may_start_again` if Vertex AI itself may start the container once more within the same job.
+    """
+    resumes = bool(run_spec.resume_count) or context.attempt > 1 or may_start_again
+    is_key_of_author = context.api_key_of_author and context.api_key_secret is None
     texts: dict[str, str | None] = {
         "WANDB_BASE_URL": context.base_url,
-        "WANDB_API_KEY": context.api_key.get_secret_value(),
+        API_KEY_VARIABLE: None if context.api_key_secret else context.api_key.get_secret_value(),
+        SECRET_VARIABLE: context.api_key_secret,
         "WANDB_PROJECT": run_spec.project,
         "WANDB_ENTITY": run_spec.entity,
         "WANDB_LAUNCH": "True",
         "WANDB_RUN_ID": context.run_id,
         "WANDB_DOCKER": context.image_uri,
         "WANDB_NAME": run_spec.run_name,
-        "WANDB_USERNAME": None if context.api_key_of_author else run_spec.author,
+        "WANDB_USERNAME": None if is_key_of_author else run_spec.author,
         "WANDB_SWEEP_ID": run_spec.sweep_id,
-        "WANDB_RESUME": "allow" if run_spec.resume_count or context.attempt > 1 else None,
+        "WANDB_RESUME": "allow" if resumes else None,
         "WANDB_LAUNCH_QUEUE_NAME": context.queue_name,
         "WANDB_LAUNCH_QUEUE_ENTITY": context.queue_entity,
         "WANDB_LAUNCH_TRACE_ID": context.item_id,
@@ -46,7 +61,14 @@ def launch_environment(run_spec: RunSpec, context: LaunchContext) -> dict[str, s
         **_in_chunks("WANDB_CONFIG", literal_json(overrides.run_config)),
         **_in_chunks("WANDB_LAUNCH_FILE_OVERRIDES", literal_json(overrides.files)),
         "WANDB_ARTIFACTS": literal_json(artifacts),
+        **({CODE_VARIABLE: literal_json(context.code.to_json())} if context.code else {}),
     }
+
+
+def companion_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a replica beside the run's: a run that it opens is its own, in one group."""
+    kept = {name: value for name, value in environment.items() if name not in _OF_THE_RUN}
+    return {**kept, RUN_GROUP: environment["WANDB_RUN_ID"]}
 
 
 def literal_text(text: str, following: str = "") -> str:

@@ -2,6 +2,7 @@
 
     LaunchError
     ├── Transient                  try again; `retry_after_seconds` if the other side named a time
+    │   └── OverQuota              Vertex AI takes no more jobs for now; nothing was created
     ├── OutcomeUnknown             a write that may have happened; look before doing it again
     └── Permanent                  trying again cannot help; carries one or more `Problem`s
         ├── InvalidRunSpec         the run queue item's own payload
@@ -56,6 +57,18 @@ class Transient(LaunchError):
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class OverQuota(Transient):
+    """A job that was not created because a quota is used up, of machines or of requests.
+
+    `is_capacity` tells a quota of machines, which may stay used up for hours, from one of requests a
+    minute.
+    """
+
+    def __init__(self, message: str, *, is_capacity: bool, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.is_capacity = is_capacity
 
 
 class OutcomeUnknown(LaunchError):

@@ -94,7 +94,7 @@ class FieldWalk:
         return self.text(value, path)
 
     def enum(self, descriptor: EnumDescriptor, value: Any, path: str) -> Any:
-        """Return the name or number of a member as it was given."""
+        """Return the name or number of a member as it was given, or None for what can be neither."""
         if self.macros_pending and is_macro(value):
             return value
         names = [member.name for member in descriptor.values if member.number]
@@ -107,7 +107,8 @@ class FieldWalk:
             return str(value)
         if isinstance(value, bool) or not isinstance(value, int):
             self.findings.expected(path, f"the name of a {descriptor.name}", value, known)
-        elif value not in descriptor.values_by_number:
+            return None
+        if value not in descriptor.values_by_number:
             self.findings.refuse(
                 path,
                 f"{shown(value)} is not the number of a {descriptor.name}",
@@ -144,13 +145,14 @@ class FieldWalk:
         return number
 
     def boolean(self, value: Any, path: str) -> Any:
-        """Return true or false."""
+        """Return true or false, or None for what is neither."""
         if self.macros_pending and is_macro(value):
             return value
         if isinstance(value, MacroText) and value.lower() in {"true", "false"}:
             return value.lower() == "true"
         if not isinstance(value, bool):
             self.findings.expected(path, "true or false", value, "Write true or false, without quotes.")
+            return None
         return value
 
     def text(self, value: Any, path: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from vertex_launch.errors import Problem
 from vertex_launch.json_value import MAX_PROBLEMS, at, kind_of, shown
@@ -12,15 +12,24 @@ from vertex_launch.spelling import right_spelling
 class Findings:
     """Problems (the thing cannot be launched) and warnings (it can, but look), in the order found."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Iterable[str] = (), wrong_kinds: Iterable[str] = ()) -> None:
         self.problems: list[Problem] = []
-        self._warnings: dict[str, None] = {}
-        self._refused: set[str] = set()
-        self._wrong_kinds: set[str] = set()
+        self._warnings: dict[tuple[str, str], None] = {}
+        self._refused: set[str] = set(refused)
+        self._wrong_kinds: set[str] = set(wrong_kinds)
+
+    def successor(self) -> Findings:
+        """Return findings without any yet, for which what was refused here is not missing."""
+        return Findings(self._refused, self._wrong_kinds)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Each warning once."""
+        return tuple(f"{where}: {what}" for where, what in self._warnings)
+
+    @property
+    def warned(self) -> tuple[tuple[str, str], ...]:
+        """Each warning once, as where and what."""
         return tuple(self._warnings)
 
     def refuse(self, where: str, what: str, why: str = "", fix: str = "") -> None:
@@ -49,7 +58,7 @@ class Findings:
     def warn(self, where: str, what: str) -> None:
         """Note something doubtful at `where`."""
         if len(self._warnings) < MAX_PROBLEMS:
-            self._warnings[f"{where}: {what}"] = None
+            self._warnings[where, what] = None
 
     def expected(self, where: str, wanted: str, got: object, fix: str = "") -> None:
         """Note a value of the wrong kind; the value itself is not shown, it may be a secret."""

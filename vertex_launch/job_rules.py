@@ -30,6 +30,16 @@ def check_job(spec: Arguments, run: Arguments, path_of: PathOf, findings: Findin
         findings.warn(path_of("run", "sync"), "has no effect: a launch never blocks on its job")
 
 
+def may_start_again(run: Arguments) -> bool:
+    """Tell whether Vertex AI may start a container of the job once more, as `run` asks it to.
+
+    Source: https://cloud.google.com/vertex-ai/docs/training/use-spot-vms (up to six restarts) and the
+    comments of `Scheduling.disable_retries` and `restart_job_on_worker_restart`.
+    """
+    is_spot = _strategy(run) is Scheduling.Strategy.SPOT
+    return not run.get("disable_retries") and (is_spot or bool(run.get("restart_job_on_worker_restart")))
+
+
 def _check_experiment(run: Arguments, path_of: PathOf, findings: Findings) -> None:
     if run.get("experiment") and run.get("tensorboard"):
         findings.refuse(
@@ -113,6 +123,8 @@ def _check_network(spec: Arguments, run: Arguments, path_of: PathOf, findings: F
         project = network.split("/")[1] if network.count("/") else ""
         if project and not project.isdecimal():
             findings.warn(path_of("run", "network"), "Vertex AI wants the project's number, not its name")
+    if run.get("reserved_ip_ranges") and not network:
+        findings.warn(path_of("run", "reserved_ip_ranges"), "has an effect only with network")
     mounts = any(pool.get("nfs_mounts") for pool in spec.get("worker_pool_specs", ()))
     if mounts and not network and not run.get("psc_interface_config"):
         findings.warn(path_of("run", "network"), "missing; NFS servers are reached through a peered network")

@@ -35,7 +35,8 @@ LOOKS_AT_ONCE = 8
 # A fifth of the calls that Vertex AI allows in a project and region: the rest is for lists, submissions
 # and other agents.
 LOOKS_PER_MINUTE = 120
-_ACTIVE = " OR ".join(
+# The filter for jobs that have not ended.
+ACTIVE_JOBS = " OR ".join(
     f'state="{job_state.name}"'
     for job_state, launch_state in STATE_OF_JOB.items()
     if launch_state not in TERMINAL and job_state.value != 0
@@ -132,7 +133,7 @@ class JobWatcher:
         # Who comes while the list is read may not be in it.
         waited_for = list(self._watches)
         terms = [f'labels.{key}="{value}"' for key, value in self.labels.items()]
-        listed = await self.jobs.list(" AND ".join([*terms, f"({_ACTIVE})"]))
+        listed = await self.jobs.list(" AND ".join([*terms, f"({ACTIVE_JOBS})"]))
         found = {_key(job.name): job for job in listed}
         for key in waited_for:
             if key in found:

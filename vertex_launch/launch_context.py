@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
+from vertex_launch.job_source import JobCode
+from vertex_launch.locks import Locks
+from vertex_launch.queue_config import QueueDefaults
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchContext:
@@ -26,6 +30,10 @@ class LaunchContext:
         macros: Further macros by name, which the block allows; None for one that has no value.
         job_entry_point: The entry point that the W&B job brings along.
         api_key_of_author: Whether `api_key` came with the item and so is its author's own.
+        api_key_secret: The Secret Manager version that holds the key instead; None for the key itself.
+        code: The code of the W&B job, which the container fetches.
+        locks: What the block locks its jobs to.
+        block_defaults: What the block itself says, which every lock accepts.
     """
 
     item_id: str
@@ -41,3 +49,7 @@ class LaunchContext:
     macros: Mapping[str, str | None] = field(default_factory=dict[str, str | None], repr=False)
     job_entry_point: tuple[str, ...] = ()
     api_key_of_author: bool = False
+    api_key_secret: str | None = None
+    code: JobCode | None = None
+    locks: Locks | None = None
+    block_defaults: QueueDefaults | None = None

@@ -13,12 +13,14 @@ member, because the text of `JobState` is a number on Python ≥ 3.11.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
+from vertex_launch.labels import ATTEMPT_LABEL
 from vertex_launch.vertex_types import JobState
 
 
@@ -64,6 +66,8 @@ STATE_OF_JOB: Mapping[JobState, LaunchState] = MappingProxyType(
 TERMINAL = frozenset(
     {_S.SUCCEEDED, _S.PARTIALLY_SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.EXPIRED, _S.LOST, _S.REFUSED}
 )
+
+SUCCESS = frozenset({_S.SUCCEEDED, _S.PARTIALLY_SUCCEEDED})
 
 _JOB_ENDS = TERMINAL - {_S.REFUSED}
 _JOB_LIVES = frozenset({_S.QUEUED, _S.PENDING, _S.RUNNING, _S.PAUSED, _S.CANCELLING})
@@ -137,12 +141,32 @@ class JobRecord:
         """The job's number."""
         return self.name.rsplit("/", 1)[-1]
 
+    @property
+    def attempt(self) -> int:
+        """Which attempt of its item the job is, from 1 on."""
+        return attempt_number(self.labels)
+
+
+def attempt_number(labels: Mapping[str, str]) -> int:
+    """Return which attempt a job with these labels is; 1 if no label says so readably."""
+    text = labels.get(ATTEMPT_LABEL, "")
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else 1
+
+
+class Requester(StrEnum):
+    """Who wants a job to end: a person at W&B or in Prefect, or one of the queue's two timeouts."""
+
+    WANDB = "wandb"
+    PREFECT = "prefect"
+    QUEUEING_TIMEOUT = "queueing-timeout"
+    START_TIMEOUT = "start-timeout"
+
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """Somebody wants the job to end: who, since when, and how long the run may take to end itself."""
+    """The job is to end: who wants it, since when, and how long the run may take to end itself."""
 
-    who: str
+    who: Requester
     since: datetime
     grace_seconds: float
 
@@ -158,10 +182,11 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What we want: the item under this run id, and its end if somebody asked for it."""
+    """What we want: the item under this run id and in this attempt, its end if somebody asked for it."""
 
     run_id: str
     stop: StopRequest | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,20 +234,43 @@ Decision = Claim | Submit | Wait | Cancel | Report | GiveUp
 def decide(observed: Observed, desired: Desired, now: datetime) -> Decision:
     """Return the one thing to do next for an item.
 
-    An item that another run claimed is left alone with everything that carries its label. Of two
-    live jobs the younger goes first. A finished job counts only when none is live, so that a
-    cancelled duplicate never speaks for the item.
+    An item that another run claimed is left alone with everything that carries its label. Only the
+    jobs of the newest attempt, be it there or only desired, say whether to wait or to report.
+
+    Of two live jobs of one attempt the younger goes: the older one may have been seen and noted down
+    already, and a finished one counts only when none is live, so that a cancelled duplicate never
+    speaks for the item. Of two attempts it is the older one whose live job goes, whichever was
+    created first: a newer attempt is only made once the older one was seen to have ended, so that
+    what lives of it is a duplicate that came to light late, and it is the newer one that the books
+    know. A job that is being cancelled is not cancelled again; while one of an older attempt is, no
+    new one is started, because both would write to the same W&B run.
     """
     if observed.item_state is ItemState.CLAIMED and observed.item_run_id not in {None, desired.run_id}:
         return GiveUp(f"the item was claimed as run {observed.item_run_id}")
+    attempt = max(desired.attempt, *(job.attempt for job in observed.jobs), 1)
     live = sorted((job for job in observed.jobs if not job.is_terminal), key=_age)
-    if len(live) > 1:
-        return Cancel(live[-1], f"it duplicates the older job {live[0].name} of the same item")
-    if live:
-        return _stop_or_wait(live[0], desired.stop, now)
-    if observed.jobs:
-        return Report(min(observed.jobs, key=_age))
+    left_over = [job for job in live if job.attempt < attempt]
+    current = [job for job in live if job.attempt == attempt]
+    if surplus := _surplus(left_over, current, attempt):
+        return surplus
+    if current:
+        return _stop_or_wait(current[0], desired.stop, now)
+    if ended := [job for job in observed.jobs if job.attempt == attempt]:
+        return Report(min(ended, key=_age))
+    if left_over:
+        return Wait(left_over[0])
     return _start(observed.item_state, desired.stop)
+
+
+def _surplus(left_over: list[JobRecord], current: list[JobRecord], attempt: int) -> Cancel | None:
+    """Return the cancelling of the youngest job too many, of older attempts first."""
+    for job in reversed(left_over):
+        if job.launch_state is not LaunchState.CANCELLING:
+            return Cancel(job, f"it is left over from attempt {job.attempt}; this is attempt {attempt}")
+    for job in reversed(current[1:]):
+        if job.launch_state is not LaunchState.CANCELLING:
+            return Cancel(job, f"it duplicates the older job {current[0].name} of the same item")
+    return None
 
 
 def _start(item_state: ItemState | None, stop: StopRequest | None) -> Decision:

@@ -6,9 +6,11 @@ What a launch adds to a queue's configuration:
                    string leaf, other names only from the block's allow-list. Unknown ones stay in
                    `command`, `args` and the values of `env`, where a shell may mean them (a warning
                    says so), and are refused anywhere else.
-    env            W&B's variables, after the queue's own, for each pool that runs the launch's image:
-                   its image is or contains `${image_uri}`, or equals the image. A queue's variable of
-                   the same name gives way (a warning says so).
+    env            W&B's variables, after the queue's own, for each pool that runs the launch: unless
+                   `launch.command_pools` says otherwise, its image is or contains `${image_uri}`, or
+                   equals the image. A queue's variable of the same name gives way (a warning says so).
+                   The first of these pools is the W&B run; the others get its id as their group only,
+                   unless `launch.run_id_replicas` is "all".
     args           a launch's arguments replace the queue's `args`, in the same pools.
     command        a launch's entry point replaces the queue's `command`, in the same pools; without
                    one the queue's own `command` stays, and only then the job's entry point is used.
@@ -17,20 +19,30 @@ What a launch adds to a queue's configuration:
     base_output_dir  the queue's, else a directory of this item in the staging bucket: the same one for
                    every attempt, where the SDK would make up a new one from the time of day.
 
-Pools with another image (a reduction server, say) are left as the queue wrote them.
+The other pools (a reduction server, say) are left as the queue wrote them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from vertex_launch.environment import join_literally, launch_environment, literal_text
+from vertex_launch.arguments import EXTRA_ARGUMENTS
+from vertex_launch.bootstrap import put_in_front
+from vertex_launch.config_check import QueueConfig, check_config
+from vertex_launch.environment import (
+    RUN_GROUP,
+    companion_environment,
+    join_literally,
+    launch_environment,
+    literal_text,
+)
 from vertex_launch.errors import InvalidQueueConfig, Problem
 from vertex_launch.findings import Findings
+from vertex_launch.job_rules import may_start_again
 from vertex_launch.json_value import at, is_unicode, shown
 from vertex_launch.labels import (
     ATTEMPT_LABEL,
@@ -43,8 +55,10 @@ from vertex_launch.labels import (
     queue_key,
 )
 from vertex_launch.launch_context import LaunchContext
+from vertex_launch.launch_options import CommandPools, RunIdReplicas
+from vertex_launch.locks import LaunchProgram, check_locks, own_words
 from vertex_launch.macros import LAUNCH_MACROS, fill_macros
-from vertex_launch.queue_config import QueueConfig, check_config
+from vertex_launch.queue_config import QueueDefaults
 from vertex_launch.redaction import is_secret_name, mask, redacted_job
 from vertex_launch.run_spec import RunSpec
 from vertex_launch.vertex_types import CustomJob
@@ -65,6 +79,12 @@ __all__ = [
 _MAX_DISPLAY_NAME: Final = 128
 # Where ${NAME} may be meant for a shell in the container; so it may in the values of `env`.
 _SHELL_FIELDS: Final = ("command", "args")
+# Arguments that name a resource as projects/…/locations/<region>/…
+_REGIONAL: Final = (
+    ("spec", "encryption_spec_key_name", "key"),
+    ("run", "tensorboard", "tensorboard"),
+    ("run", "experiment", "experiment"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,25 +134,40 @@ class _Renderer:
         self._check_home(config)
         spec = config.spec
         pools: list[dict[str, Any]] = spec.get("worker_pool_specs", [])
-        environment = launch_environment(self._run_spec, self._context)
-        for index in launch_pools:
+        for index, environment in self._environments(config, launch_pools).items():
             if index < len(pools):
                 self._add_launch(pools[index], self._pool_path(config, index), environment)
-        if not launch_pools:
-            self._findings.warn(
-                config.path_of("spec", "worker_pool_specs"),
-                "no worker pool runs the launch's image; write image_uri: ${image_uri} where it should run",
-            )
         job_fields = self._job_fields(config)
-        if self._findings.problems:
-            raise InvalidQueueConfig([self._without_secrets(problem) for problem in self._findings.problems])
+        self._raise_problems()
+        job = CustomJob(**job_fields)
+        self._secure(job, launch_pools, config)
         return Rendering(
             parent=f"projects/{self._context.project}/locations/{self._context.location}",
-            job=CustomJob(**job_fields),
+            job=job,
             create_timeout_seconds=config.run.get("create_request_timeout"),
             warnings=self._warnings(),
             secrets=self._secrets,
         )
+
+    def _secure(self, job: CustomJob, launch_pools: tuple[int, ...], config: QueueConfig) -> None:
+        """Hold the finished job against the block's locks, then put in front what its commands need."""
+        context, entry_point = self._context, self._run_spec.overrides.entry_point
+        if context.locks is not None:
+            names = launch_environment(self._run_spec, context, may_start_again=True)
+            program = LaunchProgram(
+                entry_point=entry_point,
+                job_entry_point=context.job_entry_point,
+                has_code=context.code is not None,
+                variables=frozenset({*names, RUN_GROUP}),
+            )
+            own = own_words(context.block_defaults or QueueDefaults(spec={}, run={}), context.macros)
+            check_locks(job, program, context.locks, own, path_of=config.path_of, findings=self._findings)
+        put_in_front(job, launch_pools, context, path_of=config.path_of, findings=self._findings)
+        self._raise_problems()
+
+    def _raise_problems(self) -> None:
+        if self._findings.problems:
+            raise InvalidQueueConfig([self._without_secrets(problem) for problem in self._findings.problems])
 
     def _without_secrets(self, problem: Problem) -> Problem:
         parts = (problem.where, problem.what, problem.why, problem.fix)
@@ -144,12 +179,43 @@ class _Renderer:
         return tuple(mask(text, self._secrets) for text in found if text not in self._given.warnings)
 
     def _launch_pools(self) -> tuple[int, ...]:
-        """Return the indices of the pools that run the launch's image."""
-        return tuple(
-            index
-            for index, pool in enumerate(self._given.spec.get("worker_pool_specs", ()))
-            if (image := _image_of(pool)) and ("${image_uri}" in image or image == self._context.image_uri)
+        """Return the indices of the pools that run the launch, in order."""
+        chosen = self._given.launch.command_pools
+        if not isinstance(chosen, CommandPools):
+            return chosen
+        pools: list[dict[str, Any]] = self._given.spec.get("worker_pool_specs", [])
+        found = tuple(
+            index for index, pool in enumerate(pools) if chosen is CommandPools.ALL or self._has_image(pool)
         )
+        if not found:
+            self._findings.warn(
+                self._given.path_of("spec", "worker_pool_specs"),
+                "no worker pool runs the launch's image; write image_uri: ${image_uri} where it should run, "
+                "or name the pools in launch.command_pools",
+            )
+        return found
+
+    def _has_image(self, pool: Mapping[str, Any]) -> bool:
+        image = _image_of(pool)
+        return bool(image) and ("${image_uri}" in image or image == self._context.image_uri)
+
+    def _environments(
+        self, config: QueueConfig, launch_pools: tuple[int, ...]
+    ) -> Mapping[int, Mapping[str, str]]:
+        """Return the variables for each pool that runs the launch: the first one is the W&B run."""
+        own = launch_environment(self._run_spec, self._context, may_start_again=may_start_again(config.run))
+        if self._given.launch.run_id_replicas is RunIdReplicas.ALL or not launch_pools:
+            return dict.fromkeys(launch_pools, own)
+        first, *others = launch_pools
+        pools: list[dict[str, Any]] = config.spec.get("worker_pool_specs", [])
+        replicas = pools[first].get("replica_count") if first < len(pools) else None
+        if isinstance(replicas, int) and replicas > 1:
+            self._findings.warn(
+                at(self._pool_path(config, first), "replica_count"),
+                f"{replicas} replicas share one environment and so are all of them the same W&B run; "
+                "run the launch in the first pool too, or let one of them open the run",
+            )
+        return {first: own} | dict.fromkeys(others, companion_environment(own))
 
     def _filled(self) -> QueueConfig:
         """Return the configuration with its macros filled in, checked once more."""
@@ -257,22 +323,31 @@ class _Renderer:
                     "a queue's jobs are limited and watched in one project and region",
                     "Remove it, or make a queue and a block for it.",
                 )
-        key = config.spec.get("encryption_spec_key_name", "")
-        if key.count("/") == 7 and key.split("/")[3] != self._context.location:
+        for section, name, noun in _REGIONAL:
+            resource: str = (config.spec if section == "spec" else config.run).get(name, "")
+            if resource.count("/") > 4 and resource.split("/")[3] != self._context.location:
+                self._findings.warn(
+                    config.path_of(section, name),
+                    f"the {noun} is not in {self._context.location}, where the job runs",
+                )
+        if config.run.get("protected_artifact_location_id") == self._context.location:
             self._findings.warn(
-                config.path_of("spec", "encryption_spec_key_name"),
-                f"the key is not in {self._context.location}, where the job runs",
+                config.path_of("run", "protected_artifact_location_id"),
+                "is where the job runs; it is for artifacts that are kept elsewhere",
             )
 
     def _pool_path(self, config: QueueConfig, index: int) -> str:
         return at(config.path_of("spec", "worker_pool_specs"), index)
 
     def _add_launch(self, pool: dict[str, Any], path: str, environment: Mapping[str, str]) -> None:
-        """Put the launch's environment, arguments and entry point into a pool of its image."""
+        """Put the launch's environment, arguments and entry point into a pool that runs it."""
         name = next((task for task in TASKS if task in pool), None)
         if name is None:
             return
         task, where = pool[name], at(path, name)
+        own_names = {variable.get("name") for variable in task.get("env", ())}
+        if "WANDB_RUN_ID" not in environment and RUN_GROUP in own_names:
+            environment = {key: value for key, value in environment.items() if key != RUN_GROUP}
         kept: list[dict[str, Any]] = []
         for index, variable in enumerate(task.get("env", ())):
             if variable.get("name") in environment:
@@ -309,7 +384,7 @@ class _Renderer:
             "base_output_directory": {"output_uri_prefix": self._base_output_dir(spec)},
             "persistent_resource_id": run.get("persistent_resource_id") or spec.get("persistent_resource_id"),
             "scheduling": _scheduling(run),
-            **self._experiment(run),
+            **self._experiment(config),
         }
         for name in (
             "service_account",
@@ -317,6 +392,7 @@ class _Renderer:
             "tensorboard",
             "psc_interface_config",
             "enable_web_access",
+            *EXTRA_ARGUMENTS,
         ):
             job_spec[name] = run.get(name) or None
         key = spec.get("encryption_spec_key_name")
@@ -331,24 +407,34 @@ class _Renderer:
         bucket = spec.get("staging_bucket", "").rstrip("/")
         return spec.get("base_output_dir") or f"{bucket}/vertex-launch/{launch_key(self._context.item_id)}"
 
-    def _experiment(self, run: Mapping[str, Any]) -> dict[str, str]:
+    def _experiment(self, config: QueueConfig) -> dict[str, str]:
         """Return the resource names of experiment and run, which the SDK would look up on the network.
 
         Source of the format: the comments of `CustomJobSpec.experiment` and `experiment_run`.
         """
-        experiment: str = run.get("experiment") or ""
+        experiment: str = config.run.get("experiment") or ""
         if not experiment:
             return {}
         if "/" not in experiment:
             home = f"projects/{self._context.project}/locations/{self._context.location}"
             experiment = f"{home}/metadataStores/default/contexts/{experiment}"
-        experiment_run = run.get("experiment_run")
+        experiment_run: str = config.run.get("experiment_run") or ""
         if not experiment_run:
             return {"experiment": experiment}
-        return {"experiment": experiment, "experiment_run": f"{experiment}-{experiment_run}"}
+        if "/" not in experiment_run:
+            experiment_run = f"{experiment}-{experiment_run}"
+        elif not experiment_run.startswith(f"{experiment}-"):
+            self._findings.refuse(
+                config.path_of("run", "experiment_run"),
+                f"{shown(experiment_run)} is not a run of {shown(experiment)}",
+                "the full name of a run is that of its experiment, a dash and its own name",
+                "Write the run's own name alone.",
+            )
+        return {"experiment": experiment, "experiment_run": experiment_run}
 
     def _display_name(self, config: QueueConfig) -> str:
         name = config.spec.get("display_name") or self._run_spec.run_name or self._context.run_id
+        self._refuse_secret((name,), config.path_of("spec", "display_name"))
         if len(name) > _MAX_DISPLAY_NAME:
             where = config.path_of("spec", "display_name") if config.spec.get("display_name") else "name"
             self._findings.warn(where, f"cut to {_MAX_DISPLAY_NAME} characters for the job's display name")
@@ -363,7 +449,19 @@ class _Renderer:
             ATTEMPT_LABEL: str(context.attempt),
         }
         user: dict[str, str] = config.spec.get("labels", {})
+        for key, value in user.items():
+            self._refuse_secret((key, value), at(config.path_of("spec", "labels"), key))
         return job_labels(user, launch, config.path_of("spec", "labels"), self._findings)
+
+    def _refuse_secret(self, texts: Iterable[str], path: str) -> None:
+        """Refuse a secret that a macro has brought where everybody may read it."""
+        if any(mask(text, self._secrets) != text for text in texts):
+            self._findings.refuse(
+                path,
+                "holds the value of a secret macro",
+                "labels and names of jobs are shown to everybody and kept for good",
+                "Use it in env only.",
+            )
 
 
 def _image_of(pool: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """A W&B run spec, the payload of a run queue item, as a typed value.
 
 `parse_run_spec` is total: any JSON becomes a RunSpec or an InvalidRunSpec that names everything that
-is wrong with its path. Source of the keys: `construct_launch_spec` and `LaunchProject` of `wandb`.
+is wrong with its path. Source of the keys: `construct_launch_spec` and `LaunchProject` of `wandb`. The
+scheduler of a sweep, which never runs where its item says, is one too (`scheduler_item`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vertex_launch.json_value import (
     json_problems,
     shown,
 )
+from vertex_launch.scheduler_item import fill_in_sweep, is_scheduler, is_scheduler_command
 from vertex_launch.spelling import right_spelling
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 VERTEX_RESOURCES: Final = ("vertex", "gcp-vertex")
+# Where W&B's own agent runs a scheduler. Here these names only say that no other place was chosen.
+_SCHEDULER_RESOURCES: Final = ("local-process", "local-container")
 
 _KNOWN: Final = frozenset({
     "_resume_count", "_wandb_api_key", "author", "builder", "docker", "entity", "git", "image_uri", "job",
@@ -45,6 +49,7 @@ _KNOWN: Final = frozenset({
 _OVERRIDES: Final = frozenset({
     "args", "artifacts", "dockerfile", "entry_point", "files", "run_config", "working_dir",
 })  # fmt: skip
+_LAUNCH_A_SWEEP: Final = "Start the sweep with `wandb launch-sweep`."
 _LAUNCH_AN_IMAGE: Final = "Launch an image, or a job that was made from an image."
 # What W&B's own agent builds images with. W&B writes some of these, empty, into every item.
 _BUILDER_KEYS: Final[Mapping[str, str]] = {
@@ -55,7 +60,6 @@ _BUILDER_KEYS: Final[Mapping[str, str]] = {
 }
 _BUILDER_OVERRIDES: Final[Mapping[str, str]] = {
     "dockerfile": "images are not built here",
-    "working_dir": "only images that are built for the launch have one",
 }
 _RESERVED_IN_RUN_ID: Final = frozenset(":;,#?/'")
 _RESERVED_IN_PROJECT: Final = frozenset("/\\#?%:")
@@ -65,13 +69,14 @@ _BASE36: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a launch changes in its job: arguments, entry point, run config, artifacts, files."""
+    """What a launch changes in its job; `working_dir` is a directory inside of the job's code."""
 
     args: tuple[str, ...] = ()
     entry_point: tuple[str, ...] = ()
     run_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     artifacts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     files: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    working_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,11 @@ class RunSpec:
     """A run that can be launched: exactly one of `image_uri` and `job` is set.
 
     `resource` is the name under which `resource_args` stand, `vertex` or `gcp-vertex`. `job` is
-    `entity/project/name:alias`. The project's name is kept as the user wrote it.
+    `entity/project/name:alias`. The project's name is kept as the user wrote it. `sweep_id` is the
+    sweep of which the run is a trial.
+
+    A sweep scheduler has `scheduled_sweep`, the id of the sweep that it schedules, and may have both
+    of `image_uri` and `job`, or neither.
     """
 
     entity: str
@@ -95,6 +104,12 @@ class RunSpec:
     sweep_id: str | None = None
     resume_count: int = 0
     warnings: tuple[str, ...] = ()
+    scheduled_sweep: str | None = None
+
+    @property
+    def is_scheduler(self) -> bool:
+        """Whether the run is the scheduler of a sweep."""
+        return self.scheduled_sweep is not None
 
 
 def derive_run_id(item_id: str) -> str:
@@ -133,7 +148,8 @@ class _Reader:
     """One payload being read, key by key."""
 
     def __init__(self, payload: dict[str, Any], findings: Findings) -> None:
-        self._payload = payload
+        self._is_scheduler = is_scheduler(payload)
+        self._payload, self._sweep = fill_in_sweep(payload) if self._is_scheduler else (payload, None)
         self._findings = findings
 
     def run_spec(self) -> RunSpec:
@@ -158,6 +174,7 @@ class _Reader:
             sweep_id=self._text("sweep_id"),
             resume_count=self._resume_count(),
             warnings=self._findings.warnings,
+            scheduled_sweep=self._sweep,
         )
 
     def _refuse_unknown(self) -> None:
@@ -176,20 +193,24 @@ class _Reader:
 
     def _refuse_building(self) -> None:
         for key, why in _BUILDER_KEYS.items():
-            if not _is_empty(self._payload.get(key)):
+            if _is_empty(self._payload.get(key)):
+                continue
+            if self._is_scheduler and key == "registry":
+                self._findings.warn(key, "has no effect: it is for the images of the sweep's trials")
+            else:
                 self._findings.refuse(key, "cannot be used", why, _LAUNCH_AN_IMAGE)
 
     def _refuse_uri(self) -> None:
-        uri = self._text("uri")
-        if uri and uri.startswith("placeholder"):
+        if not self._is_scheduler:
+            if self._text("uri"):
+                self._findings.refuse("uri", "cannot be used", "code is not fetched here", _LAUNCH_AN_IMAGE)
+        elif self._sweep is None:
             self._findings.refuse(
-                "uri",
-                f"{shown(uri)} marks a sweep scheduler",
-                "a scheduler runs inside of the agent, and nothing is ever run on this host",
-                "Run the scheduler with W&B's own agent; the runs it queues can be launched here.",
+                "run_id",
+                "does not name the sweep",
+                "the run id of a sweep's scheduler is that of its sweep",
+                _LAUNCH_A_SWEEP,
             )
-        elif uri:
-            self._findings.refuse("uri", "cannot be used", "code is not fetched here", _LAUNCH_AN_IMAGE)
 
     def _text(self, key: str) -> str | None:
         """Return the string under `key`; None if it is missing, null or empty."""
@@ -240,6 +261,8 @@ class _Reader:
 
     def _resource(self) -> tuple[str, object | None]:
         declared = self._text("resource")
+        if self._is_scheduler and declared in _SCHEDULER_RESOURCES:
+            declared = None
         if declared is not None and declared not in VERTEX_RESOURCES:
             self._findings.refuse(
                 "resource",
@@ -254,6 +277,9 @@ class _Reader:
         if not is_object(groups):
             return declared or VERTEX_RESOURCES[-1], None
         for key in groups.keys() - set(VERTEX_RESOURCES):
+            if self._is_scheduler:
+                self._findings.warn(at("resource_args", key), "has no effect on a job on Vertex AI")
+                continue
             fix = "Put spec and run under gcp-vertex." if key in {"spec", "run"} else "Remove them."
             self._findings.refuse(
                 at("resource_args", key), "arguments of another resource", "this is a Vertex AI queue", fix
@@ -266,7 +292,9 @@ class _Reader:
 
     def _source(self, entity: str, project: str) -> tuple[str | None, str | None]:
         image_uri, job = self._image_uri(), self._job(entity, project)
-        if (image_uri is None) == (job is None) and not self._findings.has_refused(
+        if self._is_scheduler:
+            self._require_scheduler(image_uri or job)
+        elif (image_uri is None) == (job is None) and not self._findings.has_refused(
             "docker", "job", "image_uri", "uri"
         ):
             what = "neither an image nor a job" if job is None else "both an image and a job"
@@ -277,6 +305,17 @@ class _Reader:
                 "Give one of them.",
             )
         return image_uri, job
+
+    def _require_scheduler(self, source: str | None) -> None:
+        overrides = self._payload.get("overrides")
+        entry_point = overrides.get("entry_point") if is_object(overrides) else None
+        if source is None and not is_scheduler_command(entry_point):
+            self._findings.refuse(
+                "overrides.entry_point",
+                "is not `wandb scheduler <sweep>`",
+                "without an image or a job of its own a scheduler is that command",
+                _LAUNCH_A_SWEEP,
+            )
 
     def _image_uri(self) -> str | None:
         docker = self._payload.get("docker")
@@ -340,7 +379,22 @@ class _Reader:
             run_config=self._mapping(overrides, "run_config"),
             artifacts=self._mapping(overrides, "artifacts"),
             files=self._mapping(overrides, "files"),
+            working_dir=self._working_dir(overrides),
         )
+
+    def _working_dir(self, overrides: dict[str, Any]) -> str | None:
+        path = at("overrides", "working_dir")
+        if _is_empty(overrides.get("working_dir")):
+            return None
+        working_dir = _text_at(overrides.get("working_dir"), path, self._findings)
+        if working_dir is not None and self._payload.get("job") is None:
+            self._findings.refuse(
+                path,
+                "cannot be used",
+                "an image has its own, and only the code of a job can be run in another",
+                "Remove it, or set the directory in the image.",
+            )
+        return working_dir
 
     def _words(self, overrides: dict[str, Any], key: str) -> tuple[str, ...]:
         """Return a list of strings; numbers become their JSON text."""

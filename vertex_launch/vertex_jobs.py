@@ -25,10 +25,12 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.error_details_pb2 import RetryInfo
 
 from vertex_launch.clock import Clock, SystemClock
+from vertex_launch.diagnosis import quota_kind
 from vertex_launch.errors import (
     AuthenticationFailed,
     NotFound,
     OutcomeUnknown,
+    OverQuota,
     Permanent,
     PermissionDenied,
     Problem,
@@ -141,7 +143,7 @@ class VertexJobs:
         """Create a job and return it; sent once, never repeated.
 
         Raises Refused with a problem for each field that the server names, PermissionDenied or
-        AuthenticationFailed; Transient when there certainly is no job (quota); OutcomeUnknown when
+        AuthenticationFailed; OverQuota when there certainly is no job; OutcomeUnknown when
         there may be one: look for its label before creating it again.
         """
         where = f"job {job.display_name!r} in {self.parent}"
@@ -163,12 +165,14 @@ class VertexJobs:
 
     async def get(self, name: str, *, attempts: int = ATTEMPTS) -> JobRecord:
         """Return one job. Raises NotFound when it does not exist, Transient after the last attempt."""
+        return as_record(_raw(await self._whole(name, attempts)))
 
-        async def send(client: Any) -> Any:
-            request = GetCustomJobRequest(name=name)
-            return await client.get_custom_job(request=request, timeout=self._timeout_seconds, retry=None)
+    async def describe(self, name: str) -> CustomJob:
+        """Return the whole of a job; the environment of its containers may hold secrets.
 
-        return as_record(_raw(await self._call("get", f"job {name}", send, attempts)))
+        Raises NotFound when it does not exist, Transient after the last attempt.
+        """
+        return await self._whole(name, ATTEMPTS)
 
     async def list(self, filter: str) -> tuple[JobRecord, ...]:  # noqa: A002 - the API's own word
         """Return every job that matches an AIP-160 filter, by pages of 100."""
@@ -205,6 +209,13 @@ class VertexJobs:
         if shared.users == 0:
             del clients[self._key]
             await shared.client.transport.close()
+
+    async def _whole(self, name: str, attempts: int) -> CustomJob:
+        async def send(client: Any) -> CustomJob:
+            request = GetCustomJobRequest(name=name)
+            return await client.get_custom_job(request=request, timeout=self._timeout_seconds, retry=None)
+
+        return await self._call("get", f"job {name}", send, attempts)
 
     async def _page(self, selection: str, token: str) -> Any:
         async def send(client: Any) -> Any:
@@ -310,8 +321,10 @@ def _translated(error: google.GoogleAPICallError, where: str) -> Permanent | Tra
     if isinstance(error, google.NotFound):
         return NotFound(Problem(where, f"Vertex AI does not find it: {message}"))
     if isinstance(error, google.TooManyRequests):
-        return Transient(
-            f"{where}: Vertex AI's quota is used up: {message}", retry_after_seconds=_retry_after(error)
+        return OverQuota(
+            f"{where}: Vertex AI's quota is used up: {message}",
+            is_capacity=quota_kind(message) == "capacity",
+            retry_after_seconds=_retry_after(error),
         )
     if isinstance(error, google.ClientError) and not isinstance(error, google.Cancelled | google.Aborted):
         return Refused(_problems(message, where))

@@ -27,6 +27,7 @@ from google.cloud.aiplatform_v1.types.job_service import (  # noqa: E402
     ListCustomJobsResponse,
 )
 from google.cloud.aiplatform_v1.types.job_state import JobState  # noqa: E402
+from google.cloud.aiplatform_v1.types.machine_resources import MachineSpec  # noqa: E402
 from google.cloud.aiplatform_v1.types.service_networking import PscInterfaceConfig  # noqa: E402
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "JobState",
     "ListCustomJobsRequest",
     "ListCustomJobsResponse",
+    "MachineSpec",
     "PscInterfaceConfig",
     "Scheduling",
     "WorkerPoolSpec",

@@ -129,6 +129,7 @@ query GetArtifactMembershipFileUrls($entity: String!, $project: String!, $collec
     artifactCollection(name: $collection) {
       __typename
       artifactMembership(aliasName: $alias) {
+        artifact { id }
         files(after: $cursor, first: $perPage) {
           pageInfo { __typename endCursor hasNextPage }
           edges { node { __typename name directUrl } }
@@ -140,12 +141,63 @@ query GetArtifactMembershipFileUrls($entity: String!, $project: String!, $collec
 )
 
 
-def stopped_runs(count: int) -> Operation:
-    """Return the query whether each of `count` runs is to stop: variables e0 p0 r0, e1 …, aliases run0, …."""
+UPSERT_RUN = Operation(
+    "UpsertBucket",
+    """
+mutation UpsertBucket($name: String, $project: String, $entity: String, $host: String, $jobType: String) {
+  upsertBucket(input: {name: $name, modelName: $project, entityName: $entity, host: $host,
+                       jobType: $jobType}) {
+    bucket { id name }
+  }
+}""",
+)
+
+CREATE_RUN_FILES = Operation(
+    "CreateRunFiles",
+    """
+mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $files: [String!]!) {
+  createRunFiles(input: {entityName: $entity, projectName: $project, runName: $run, files: $files}) {
+    runID
+    uploadHeaders
+    files { name uploadUrl }
+  }
+}""",
+)
+
+GET_SWEEP_STATE = Operation(
+    "GetSweepState",
+    """
+query GetSweepState($entity: String, $project: String, $sweep: String!) {
+  project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { state } }
+}""",
+)
+
+# W&B's client asks for the sweep's runs and their histories as well, and then for no more than this.
+GET_SWEEP = Operation(
+    "SweepWithRuns",
+    """
+query SweepWithRuns($entity: String, $project: String, $sweep: String!) {
+  project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { id name state } }
+}""",
+)
+
+SET_SWEEP_STATE = Operation(
+    "UpsertSweep",
+    """
+mutation UpsertSweep($id: ID, $state: String, $entityName: String, $projectName: String) {
+  upsertSweep(input: {id: $id, state: $state, entityName: $entityName, projectName: $projectName}) {
+    sweep { name }
+  }
+}""",
+)
+
+
+def run_statuses(count: int) -> Operation:
+    """Return the query for `count` runs at once: variables e0 p0 r0, e1 …, aliases run0, …."""
     numbers = range(count)
     variables = ", ".join(f"$e{n}: String, $p{n}: String, $r{n}: String!" for n in numbers)
     fields = "\n".join(
-        f"  run{n}: project(name: $p{n}, entityName: $e{n}) {{ run(name: $r{n}) {{ stopped }} }}"
+        f"  run{n}: project(name: $p{n}, entityName: $e{n}) {{ run(name: $r{n}) {{ state stopped }} }}"
         for n in numbers
     )
-    return Operation("RunStoppedStatus", f"query RunStoppedStatus({variables}) {{\n{fields}\n}}")
+    return Operation("RunStatuses", f"query RunStatuses({variables}) {{\n{fields}\n}}")

@@ -1,4 +1,4 @@
-"""GraphQL over HTTP as W&B's server speaks it: one request, its answer or the error it stands for."""
+"""HTTP as W&B's server speaks it, GraphQL above all: a request, its answer or the error it stands for."""
 
 from __future__ import annotations
 
@@ -110,19 +110,42 @@ class WandbGraphql:
             return await once()
         return await retrying(once, clock=self._clock, random=self._random)
 
+    async def succeed(
+        self, operation: Operation, variables: Mapping[str, Any], *, where: str, field: str | None = None
+    ) -> None:
+        """Carry out a mutation; `field` is its name where the operation has another one.
+
+        Raises Refused about `where` when the answer says that it was not done, and as `execute` does.
+        """
+        answer = at(await self.execute(operation, variables), field or operation.name)
+        if answer is None or not answer.get("success"):
+            raise Refused(Problem(where, f"W&B did not carry out {operation.name}"))
+
+    async def post(self, path: str, body: Mapping[str, Any], *, name: str) -> None:
+        """Send JSON that may be sent again to a path of the server beside GraphQL; `name` is for `calls`."""
+        await self._repeat("POST", httpx.URL(path), name, json=body)
+
     async def download(self, url: str, *, max_bytes: int) -> str:
         """Return the text of a file of the server's, by its address or path.
 
         The key is sent only to the server itself: a signed address of a bucket needs none.
         """
+        return await self._repeat("GET", httpx.URL(url), "download", max_bytes=max_bytes)
+
+    async def upload(self, url: str, content: bytes, *, headers: Mapping[str, str]) -> None:
+        """Put a file where the server said, by its address or path; the key stays home as in `download`."""
+        await self._repeat("PUT", httpx.URL(url), "upload", content=content, headers=dict(headers))
+
+    async def _repeat(self, method: str, url: httpx.URL, name: str, **options: Any) -> str:
         own = httpx.URL(self._endpoint.base_url)
         target = own.join(url)
         is_own = (target.scheme, target.host, target.port) == (own.scheme, own.host, own.port)
-        auth = httpx.USE_CLIENT_DEFAULT if is_own else None
 
         async def once() -> str:
-            self.calls["download"] += 1
-            return await self._read("GET", target, "download", auth=auth, max_bytes=max_bytes)
+            self.calls[name] += 1
+            if is_own:
+                return await self._read(method, target, name, **options)
+            return await self._read(method, target, name, store=target.host, auth=None, **options)
 
         return await retrying(once, clock=self._clock, random=self._random)
 
@@ -146,8 +169,10 @@ class WandbGraphql:
         name: str,
         *,
         max_bytes: int = MAX_ANSWER_BYTES,
+        store: str | None = None,
         **options: Any,
     ) -> str:
+        server = store or f"W&B at {self._endpoint.base_url}"
         try:
             async with self._http.stream(method, url, **options) as response:
                 body = bytearray()
@@ -157,19 +182,34 @@ class WandbGraphql:
                         break
         except (httpx.TransportError, httpx.DecodingError) as error:
             reason = type(error).__name__
-            raise Transient(f"W&B at {self._endpoint.base_url} did not answer {name}: {reason}") from error
+            raise Transient(f"{server} did not answer {name}: {reason}") from error
         text = body.decode("utf-8", errors="replace")
         if response.is_success:
             return text
-        raise self._error(response.status_code, name, _messages_in(text), self._retry_after(response))
+        # A bucket quotes the signature that it was asked with.
+        message = "" if store else _messages_in(text)
+        raise self._error(
+            response.status_code,
+            name,
+            message,
+            retry_after_seconds=self._retry_after(response),
+            store=store,
+        )
 
     def _error(
-        self, status: int, name: str, message: str, retry_after_seconds: float | None = None
+        self,
+        status: int,
+        name: str,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        store: str | None = None,
     ) -> Permanent | Transient:
         base_url, key = self._endpoint.base_url, self._endpoint.api_key.get_secret_value()
         message = message.replace(key, "…") if key else message
-        said = f"W&B at {base_url} refused {name} ({int(status)})" + (f": {message}" if message else "")
-        if status == HTTPStatus.UNAUTHORIZED:
+        server = store or f"W&B at {base_url}"
+        said = f"{server} refused {name} ({int(status)})" + (f": {message}" if message else "")
+        if status == HTTPStatus.UNAUTHORIZED and store is None:
             return AuthenticationFailed(
                 Problem(
                     "W&B API key",

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vertex_launch.errors import NotFound, Problem, Refused
+from vertex_launch.job_source import JobSource, read_code
+from vertex_launch.json_value import is_object
 from vertex_launch.wandb_documents import GET_ARTIFACT_FILES
 from vertex_launch.wandb_graphql import WandbGraphql, at
 
 JOB_FILE = "wandb-job.json"
 _MAX_JOB_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class JobSource:
-    """Where a job's program is: in an image, or in code that nobody has built into one."""
-
-    kind: Literal["image", "artifact", "repo"]
-    image_uri: str | None
-    entry_point: tuple[str, ...]
 
 
 async def read_job(graphql: WandbGraphql, entity: str, project: str, name_and_alias: str) -> JobSource:
@@ -30,12 +22,19 @@ async def read_job(graphql: WandbGraphql, entity: str, project: str, name_and_al
     """
     collection, _, alias = name_and_alias.partition(":")
     where = f"job {entity}/{project}/{collection}:{alias or 'latest'}"
-    url = await _file_url(graphql, where, (entity, project, collection, alias or "latest"))
-    return _parse(await graphql.download(url, max_bytes=_MAX_JOB_BYTES), where)
+    job_id, urls = await _files(graphql, where, (entity, project, collection, alias or "latest"))
+    url = urls.get(JOB_FILE)
+    if not url:
+        raise NotFound(Problem(where, f"the artifact holds no {JOB_FILE}, so it is not a job"))
+    return _parse(await graphql.download(url, max_bytes=_MAX_JOB_BYTES), where, job_id, set(urls))
 
 
-async def _file_url(graphql: WandbGraphql, where: str, path: tuple[str, str, str, str]) -> str:
+async def _files(
+    graphql: WandbGraphql, where: str, path: tuple[str, str, str, str]
+) -> tuple[str, dict[str, str | None]]:
+    """Return the artifact's id and the address of each of its files."""
     entity, project, collection, alias = path
+    urls: dict[str, str | None] = {}
     cursor: str | None = None
     while True:
         variables: dict[str, Any] = {
@@ -47,29 +46,43 @@ async def _file_url(graphql: WandbGraphql, where: str, path: tuple[str, str, str
             "perPage": 1000,
         }
         data = await graphql.execute(GET_ARTIFACT_FILES, variables)
-        page = at(data, "project", "artifactCollection", "artifactMembership", "files")
-        if page is None:
+        membership = at(data, "project", "artifactCollection", "artifactMembership")
+        if membership is None:
             raise NotFound(
                 Problem(where, "W&B has no such job", fix="Check its entity, project, name and alias.")
             )
-        for edge in page["edges"]:
-            if edge["node"]["name"] == JOB_FILE and edge["node"]["directUrl"]:
-                return str(edge["node"]["directUrl"])
+        page = membership["files"]
+        urls.update({edge["node"]["name"]: edge["node"]["directUrl"] for edge in page["edges"]})
         if not page["pageInfo"]["hasNextPage"]:
-            raise NotFound(Problem(where, f"the artifact holds no {JOB_FILE}, so it is not a job"))
+            return str(at(membership, "artifact", "id") or ""), urls
         cursor = page["pageInfo"]["endCursor"]
 
 
-def _parse(text: str, where: str) -> JobSource:
+def _parse(text: str, where: str, job_id: str, file_names: set[str]) -> JobSource:
     try:
         job: Any = json.loads(text)
         kind, source = job["source_type"], job["source"]
         entry_point = tuple(str(part) for part in source.get("entrypoint") or ())
-        image_uri = source.get("image")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise Refused(Problem(where, f"its {JOB_FILE} cannot be read as a job")) from error
-    if kind not in {"image", "artifact", "repo"} or (kind == "image" and not isinstance(image_uri, str)):
+    image_uri = source.get("image") if kind == "image" else None
+    base_image = source.get("base_image") or None
+    is_wrong = not isinstance(base_image, str | None) or not is_object(source)
+    if (
+        kind not in {"image", "artifact", "repo"}
+        or is_wrong
+        or (kind == "image") != isinstance(image_uri, str)
+    ):
         raise Refused(
             Problem(where, f"its {JOB_FILE} names neither an image, a code artifact nor a repository")
         )
-    return JobSource(kind=kind, image_uri=image_uri if kind == "image" else None, entry_point=entry_point)
+    if kind == "image":
+        return JobSource(kind=kind, image_uri=image_uri, entry_point=entry_point)
+    return JobSource(
+        kind=kind,
+        image_uri=None,
+        entry_point=entry_point,
+        base_image=base_image,
+        code=read_code(source, job_id, file_names),
+        is_notebook=bool(source.get("notebook")),
+    )

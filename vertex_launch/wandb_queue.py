@@ -1,22 +1,20 @@
 """The W&B Launch queue protocol for one queue, as an async client.
 
 Operations and fields are those of the wandb client, which the real server is known to accept; only
-the batched read of stop requests is our own, through ordinary GraphQL aliases. A pop is never sent
+the batched read of runs is our own, through ordinary GraphQL aliases. A pop is never sent
 twice: an item whose answer was lost returns to the queue by itself when its lease ends, about a
 minute later.
+
+Runs, sweeps, agents and files are in modules of their own; this class is what blocks and flows use.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import StrEnum
-from importlib.metadata import version
 from random import Random
 from types import TracebackType
 from typing import Any, Self, cast
@@ -24,6 +22,7 @@ from typing import Any, Self, cast
 import httpx
 from pydantic import SecretStr
 
+from vertex_launch import wandb_agents, wandb_files, wandb_runs, wandb_sweeps
 from vertex_launch import wandb_documents as documents
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.errors import (
@@ -32,13 +31,16 @@ from vertex_launch.errors import (
     NotFound,
     Permanent,
     Problem,
-    Refused,
     Transient,
 )
+from vertex_launch.job_source import JobSource
 from vertex_launch.lifecycle import ItemState
+from vertex_launch.wandb_agents import AgentRecord, AgentStatus
 from vertex_launch.wandb_endpoint import WandbEndpoint
+from vertex_launch.wandb_files import error_file
 from vertex_launch.wandb_graphql import MAX_ANSWER_BYTES, Operation, WandbGraphql, at
-from vertex_launch.wandb_jobs import JobSource, read_job
+from vertex_launch.wandb_jobs import read_job
+from vertex_launch.wandb_runs import RunPath, RunRecord
 
 __all__ = [
     "AgentRecord",
@@ -48,32 +50,16 @@ __all__ = [
     "PoppedItem",
     "QueueRecord",
     "RunPath",
+    "RunRecord",
     "WandbEndpoint",
     "WandbQueue",
+    "error_file",
 ]
 
 # W&B keeps every entity's queues in this project.
 QUEUE_PROJECT = "model-registry"
-RUNS_PER_REQUEST = 50
 _API_KEY_FIELD = "_wandb_api_key"
 _ITEM_ID = re.compile(r'"runQueueItemId"\s*:\s*("(?:[^"\\]|\\.)*")')
-
-
-class AgentStatus(StrEnum):
-    """What a launch agent says of itself."""
-
-    POLLING = "POLLING"
-    RUNNING = "RUNNING"
-    KILLED = "KILLED"
-
-
-@dataclass(frozen=True, slots=True)
-class RunPath:
-    """The address of a W&B run."""
-
-    entity: str
-    project: str
-    run_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +71,6 @@ class QueueRecord:
     resource: str | None
     config: object
     prioritization_mode: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AgentRecord:
-    """A registered launch agent; `stop_polling` says that somebody wants it to end."""
-
-    agent_id: str
-    name: str
-    status: str | None
-    stop_polling: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,43 +161,45 @@ class WandbQueue:
             prioritization_mode=found.get("prioritizationMode"),
         )
 
-    async def register(self, agent_config: Mapping[str, Any]) -> AgentRecord:
-        """Register a launch agent for the queue, so that W&B shows it, and return it."""
-        queue = await self.find_queue()
-        variables = {
-            "entity": self.entity,
-            "project": self.project,
-            "queues": [queue.queue_id],
-            "hostname": socket.gethostname(),
-            "agentConfig": json.dumps(dict(agent_config)),
-            "version": f"prefect-vertex-launch@{version('prefect-vertex-launch')}",
-        }
-        data = await self._graphql.execute(documents.CREATE_AGENT, variables)
-        created = at(data, "createLaunchAgent")
-        if created is None or not created.get("launchAgentId"):
-            raise Refused(Problem(self._where(), "W&B did not register the launch agent"))
-        return await self.read_agent(str(created["launchAgentId"]))
+    async def register(self, agent_config: Mapping[str, Any], queue_ids: Sequence[str] = ()) -> AgentRecord:
+        """Register a launch agent, so that W&B shows it with its queues, and return it.
+
+        `queue_ids` are those of several queues of the entity; without any it is for this queue alone.
+        """
+        return await wandb_agents.register(
+            self._graphql,
+            entity=self.entity,
+            project=self.project,
+            queue_ids=queue_ids or [(await self.find_queue()).queue_id],
+            agent_config=agent_config,
+        )
 
     async def read_agent(self, agent_id: str) -> AgentRecord:
         """Return a registered agent. Raises NotFound when W&B does not know it."""
-        data = await self._graphql.execute(documents.GET_AGENT, {"agentId": agent_id})
-        found = at(data, "launchAgent")
-        if found is None:
-            raise NotFound(Problem(f"launch agent {agent_id}", "W&B does not know it"))
-        return AgentRecord(
-            agent_id=agent_id,
-            name=str(found.get("name") or ""),
-            status=found.get("agentStatus"),
-            stop_polling=bool(found.get("stopPolling")),
-        )
+        return await wandb_agents.read_agent(self._graphql, agent_id)
 
     async def heartbeat(self, agent_id: str, status: AgentStatus) -> None:
         """Tell W&B what the agent is doing."""
-        await self._succeed(
-            documents.UPDATE_AGENT,
-            {"agentId": agent_id, "agentStatus": status.value},
-            f"launch agent {agent_id}",
-        )
+        await wandb_agents.heartbeat(self._graphql, agent_id, status)
+
+    async def open_agent_run(self, agent_name: str) -> None:
+        """Create the run that an agent's files are kept in; doing so again changes nothing.
+
+        W&B takes a run that is silent for five minutes for crashed. Its files stay readable, and opening
+        it again brings it back.
+        """
+        await wandb_files.open_agent_run(self._graphql, self._agent_run(agent_name))
+
+    async def upload_agent_file(self, agent_name: str, path: str, text: str) -> None:
+        """Save a text in an agent's run; `fail` and `warn` take the path, `error_file` makes it.
+
+        Of more than 1 MiB the middle is left out. Raises NotFound when the run was never opened.
+        """
+        await wandb_files.upload_file(self._graphql, self._agent_run(agent_name), path, text)
+
+    async def close_agent_run(self, agent_name: str) -> None:
+        """End an agent's run as finished."""
+        await wandb_files.close_agent_run(self._graphql, self._agent_run(agent_name))
 
     async def pop(self, agent_id: str | None) -> PoppedItem | None:
         """Lease the next item; None when there is none.
@@ -315,51 +293,37 @@ class WandbQueue:
             state = ItemState.UNKNOWN
         return ItemRecord(item_id=item_id, state=state, run_id=str(run_id) if run_id else None)
 
-    async def read_run_state(self, entity: str, project: str, run_id: str) -> str | None:
-        """Return a run's state (`pending`, `running`, `finished`, …), or None: there is no such run."""
-        variables = {"entity": entity, "project": project, "name": run_id}
-        try:
-            data = await self._graphql.execute(documents.GET_RUN_STATE, variables)
-        except NotFound:
-            return None
-        found = at(data, "project", "run")
-        return None if found is None else cast("str | None", found.get("state"))
+    async def read_runs(self, runs: Sequence[RunPath]) -> dict[RunPath, RunRecord]:
+        """Return state and stop request of each run, with one request for each 50.
 
-    async def stopped_runs(self, runs: Sequence[RunPath]) -> frozenset[RunPath]:
-        """Return those of the runs that somebody asked W&B to stop; one request for each 50 runs."""
-        stopped: set[RunPath] = set()
-        for start in range(0, len(runs), RUNS_PER_REQUEST):
-            stopped |= await self._stopped(runs[start : start + RUNS_PER_REQUEST])
-        return frozenset(stopped)
+        A run that W&B does not know, or will not show, is not in the answer.
+        """
+        return await wandb_runs.read_runs(self._graphql, runs)
+
+    async def read_run_state(self, entity: str, project: str, run_id: str) -> str | None:
+        """Return a run's state (`pending`, `running`, `finished`, …), or None: there is no such run.
+
+        Raises NotFound or PermissionDenied when W&B does not show the project of another entity: whether
+        the run exists cannot be known then.
+        """
+        run = RunPath(entity, project, run_id)
+        return await wandb_runs.read_run_state(self._graphql, run, own_entity=self.entity)
 
     async def stop_run(self, run: RunPath) -> None:
         """Ask W&B to stop a run: it ends itself when it next talks to W&B, and we hear of it too."""
-        # The id is what W&B's own sweep scheduler builds (sdk/launch/sweeps/scheduler.py).
-        run_id = base64.b64encode(f"Run:v1:{run.run_id}:{run.project}:{run.entity}".encode()).decode()
-        await self._succeed(
-            documents.STOP_RUN, {"id": run_id}, f"run {run.entity}/{run.project}/{run.run_id}", "stopRun"
-        )
+        await wandb_runs.stop_run(self._graphql, run)
+
+    async def read_sweep_state(self, entity: str, project: str, sweep_id: str) -> str | None:
+        """Return a sweep's state (`RUNNING`, `PAUSED`, `FINISHED`, …), or None: no such sweep is seen."""
+        return await wandb_sweeps.read_sweep_state(self._graphql, entity, project, sweep_id)
+
+    async def cancel_sweep(self, entity: str, project: str, sweep_id: str) -> None:
+        """Cancel a sweep unless it has ended. Raises NotFound when there is no such sweep."""
+        await wandb_sweeps.cancel_sweep(self._graphql, entity, project, sweep_id)
 
     async def read_job(self, entity: str, project: str, name_and_alias: str) -> JobSource:
         """Return what the W&B job `name:alias` runs. Raises NotFound or Refused for what is no job."""
         return await read_job(self._graphql, entity, project, name_and_alias)
-
-    async def _stopped(self, runs: Sequence[RunPath]) -> set[RunPath]:
-        variables: dict[str, str] = {}
-        for number, run in enumerate(runs):
-            variables |= {f"e{number}": run.entity, f"p{number}": run.project, f"r{number}": run.run_id}
-        try:
-            data = await self._graphql.execute(documents.stopped_runs(len(runs)), variables)
-        except AuthenticationFailed:
-            raise
-        except Permanent:
-            # One run that W&B will not show (a private project, say) must not hide the others.
-            if len(runs) == 1:
-                return set()
-            half = len(runs) // 2
-            return await self._stopped(runs[:half]) | await self._stopped(runs[half:])
-        found = {run: at(data, f"run{number}", "run") for number, run in enumerate(runs)}
-        return {run for run, answer in found.items() if answer is not None and answer.get("stopped")}
 
     async def _notify(
         self, operation: Operation, item_id: str, message: str, stage: str, file_paths: Sequence[str]
@@ -367,14 +331,7 @@ class WandbQueue:
         variables: dict[str, Any] = {"runQueueItemId": item_id, "message": message, "stage": stage}
         if file_paths:
             variables["filePaths"] = list(file_paths)
-        await self._succeed(operation, variables, f"item {item_id}")
-
-    async def _succeed(
-        self, operation: Operation, variables: Mapping[str, Any], where: str, field: str | None = None
-    ) -> None:
-        answer = at(await self._graphql.execute(operation, variables), field or operation.name)
-        if answer is None or not answer.get("success"):
-            raise Refused(Problem(where, f"W&B did not carry out {operation.name}"))
+        await self._graphql.succeed(operation, variables, where=f"item {item_id}")
 
     async def _no_such_queue(self) -> NotFound:
         variables = {"entity": self.entity, "projectName": self.project}
@@ -385,6 +342,9 @@ class WandbQueue:
         there = f"The queues of {self.entity} are: {', '.join(names)}" if names else "It has no queues"
         hint = f"Did you mean {close[0]}?" if close else "Create it at W&B, or correct entity and queue."
         return NotFound(Problem(self._where(), "there is no such queue", why=there, fix=hint))
+
+    def _agent_run(self, agent_name: str) -> RunPath:
+        return RunPath(self.entity, self.project, agent_name)
 
     def _queue_variables(self) -> dict[str, Any]:
         return {"projectName": self.project, "entityName": self.entity, "runQueue": self.queue}

@@ -50,7 +50,7 @@ def check_pools(
             continue
         _check_replicas(pool, where, primary=index == 0, findings=findings)
         _check_task(pool, where, findings, macros_pending=macros_pending)
-        _check_machine_spec(pool, where, persistent=persistent, findings=findings)
+        check_machine_spec(pool, where, persistent=persistent, findings=findings)
         _check_disk(pool, where, findings)
         _check_mounts(pool, where, findings)
 
@@ -160,7 +160,8 @@ def _check_packages(task: Mapping[str, Any], where: str, findings: Findings) -> 
             )
 
 
-def _check_machine_spec(pool: Pool, where: str, *, persistent: bool, findings: Findings) -> None:
+def check_machine_spec(pool: Pool, where: str, *, persistent: bool, findings: Findings) -> None:
+    """Check the machine of a pool that stands at `where`; `persistent` as for `check_pools`."""
     path = at(where, "machine_spec")
     machine: Pool = pool.get("machine_spec", {})
     if not machine.get("machine_type"):

@@ -6,15 +6,19 @@ project or run, so that sharing is safe; a client costs seconds to start.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 import served_vertex
+from queue_client import CONFIG, open_queue
 from real_wandb import API_KEY, MovableClock, WandbClient, WandbSandbox, served
 
 from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.wandb_backend import WandbBackend
+from vertex_launch.wandb_queue import WandbQueue
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -36,3 +40,27 @@ async def wandb_client(wandb_sandbox: WandbSandbox) -> AsyncIterator[WandbClient
 async def vertex(tmp_path: Path) -> AsyncIterator[served_vertex.Served]:
     async with served_vertex.served(tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[WandbBackend]:
+    """A served W&B half of the test's own, with the queue `vertex` and the project `p`."""
+    backend = WandbBackend(Records(), entity="team", api_key=API_KEY, clock=MovableClock())
+    config = backend.queues.create_config("team", "gcp-vertex", json.dumps(CONFIG), None)
+    backend.queues.create(
+        "team",
+        "model-registry",
+        "vertex",
+        created_by="ann",
+        prioritization_mode="V0",
+        resource_config_id=config.id,
+    )
+    backend.ensure_project("team", "p")
+    async with served(backend):
+        yield backend
+
+
+@pytest.fixture
+async def queue(backend: WandbBackend) -> AsyncIterator[WandbQueue]:
+    async with open_queue(backend.base_url) as queue:
+        yield queue

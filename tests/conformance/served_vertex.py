@@ -58,8 +58,12 @@ async def served(workdir: Path, records: Records | None = None, **options: Any) 
         yield Served(backend, f"http://127.0.0.1:{rest_port}", client)
     finally:
         await channel.close()
-        web.should_exit = True
-        await serving
+        # Asked to end, it would take a fifth of a second, after each test.
+        for server in web.servers:
+            server.close()
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
         await grpc_server.stop(None)
         await backend.aclose()
         records.close()

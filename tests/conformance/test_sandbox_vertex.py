@@ -136,10 +136,10 @@ async def test_an_image_that_is_not_there_fails_the_job(vertex: Served, command:
     assert "Failed to pull the container image nowhere/missing:1" in ended.error.message
 
 
-async def test_a_python_package_is_not_run(vertex: Served):
+async def test_an_executor_image_that_is_not_there_fails_the_job(vertex: Served):
     ended = await outcome(vertex, pool_with(container_spec=None, python_package_spec=PACKAGE))
     assert ended.state == JobState.JOB_STATE_FAILED
-    assert "the sandbox runs containers only, not Python packages" in ended.error.message
+    assert "Failed to pull the container image x: manifest unknown" in ended.error.message
 
 
 async def test_no_replica_runs_on_if_another_cannot_be_started(vertex: Served, tmp_path: Path):

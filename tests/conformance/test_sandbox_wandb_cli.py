@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from queue_client import open_queue
 from real_wandb import WandbClient, WandbSandbox, until
+
+from vertex_launch.errors import NotFound
+from vertex_launch.wandb_files import AGENT_JOB_TYPE, error_file
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -200,19 +204,24 @@ async def test_an_image_job_is_created_launched_and_used_by_its_run(
     # The hidden run that carried the artifact is deleted by the client.
     assert [run.name for run in wandb_sandbox.backend.runs.of_project("team", "cli")] == ["job-run"]
 
+    # A changed job is a new version and takes `latest`; our own client reads it as W&B's does.
+    changed = await wandb_sandbox.wandb(*create[:3], "image:2", *create[4:])
+    assert changed.exit_code == 0, changed.output
+    for name, image in {"latest": "image:2", "v0": "registry:5000/image:1"}.items():
+        source = await wandb_client.run(f"result = api.job('team/cli/trainer:{name}')._job_info['source']")
+        assert source == {"image": image}
+        async with open_queue(wandb_sandbox.url) as queue:
+            read = await queue.read_job("team", "cli", f"trainer:{name}")
+        assert (read.kind, read.image_uri, read.entry_point) == ("image", image, ())
+    async with open_queue(wandb_sandbox.url) as queue:
+        assert (await queue.read_job("team", "cli", "trainer")).image_uri == "image:2"
+        with pytest.raises(NotFound, match="team/cli/trainer:v9"):
+            await queue.read_job("team", "cli", "trainer:v9")
 
-async def test_a_changed_job_is_a_new_version_and_takes_latest(wandb_client, wandb_sandbox: WandbSandbox):
-    create = ("job", "create", "image", "--name", "versions", *_TARGET)
-    for image in ("image:1", "image:2"):
-        created = await wandb_sandbox.wandb(*create, image)
-        assert created.exit_code == 0, created.output
 
-    latest = await wandb_client.run("result = api.job('team/cli/versions:latest')._job_info['source']")
-    first = await wandb_client.run("result = api.job('team/cli/versions:v0')._job_info['source']")
-    assert (latest, first) == ({"image": "image:2"}, {"image": "image:1"})
-
-
-async def test_wandbs_own_launch_agent_registers_polls_and_takes_an_item(waiting):
+async def test_wandbs_own_launch_agent_registers_polls_and_takes_an_item(
+    waiting, wandb_sandbox: WandbSandbox
+):
     """It has no Google Cloud here, so it fails the item: the whole way through the queue, both ends W&B's."""
     seen = await waiting["agent"]
     item, row = seen["item"], seen["row"]
@@ -222,6 +231,15 @@ async def test_wandbs_own_launch_agent_registers_polls_and_takes_an_item(waiting
     assert item.error["stage"] == "agent"
     assert row.heartbeat_at is not None
     assert row.stop_polling
+    assert "RUNNING" in row.statuses
+
+    # What went wrong is where our own client puts it, too.
+    assert item.error["filePaths"] == [error_file(item.id)]
+    written = wandb_sandbox.backend.file("model-registry", row.name, error_file(item.id))
+    assert written is not None
+    assert b"Traceback" in written
+    run = wandb_sandbox.backend.run("model-registry", row.name)
+    assert (run.job_type, run.state) == (AGENT_JOB_TYPE, "finished")
 
 
 async def test_a_stop_interrupts_a_launched_job_and_shows_as_stopped(waiting):

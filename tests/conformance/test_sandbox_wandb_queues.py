@@ -210,6 +210,7 @@ async def test_a_failure_and_a_warning_stay_on_the_item(wandb_client, wandb_sand
     assert await state_of(wandb_client, "notices", item_id) == "failed"
     assert item.warning == {"message": "slow", "stage": "Kubernetes", "filePaths": ["a.log"]}
     assert item.error == {"message": "no such image", "stage": "agent", "filePaths": []}
+    assert [notice["kind"] for notice in item.notices] == ["warning", "error"]
     assert await pop(wandb_client, "notices") is None
 
 

@@ -130,6 +130,43 @@ async def test_a_deleted_run_is_gone(wandb_client, wandb_sandbox: WandbSandbox):
         await wandb_client.run("launch_api.get_run_state('team', 'edited', 'deleted')")
 
 
+async def test_a_run_of_a_hidden_entity_is_written_but_not_shown(wandb_client, wandb_sandbox: WandbSandbox):
+    wandb_sandbox.backend.hide_entity("other")
+    await wandb_client.run(
+        "settings = wandb.Settings(silent=True, console='off')\n"
+        "job = wandb.init(project='p', entity='other', id='hidden', settings=settings)\n"
+        "job.log({'loss': 0.5})\n"
+        "job.finish()\n"
+    )
+    run = wandb_sandbox.backend.runs.get("other", "p", "hidden")
+    assert (run.state, run.summary["loss"]) == ("finished", 0.5)
+    with pytest.raises(ClientError, match="Could not find run"):
+        await wandb_client.run("api.run('other/p/hidden')")
+    with pytest.raises(ClientError, match="Error fetching run state"):
+        await wandb_client.run("launch_api.get_run_state('other', 'p', 'hidden')")
+
+
+async def test_a_sweep_is_read_and_cancelled_by_wandbs_client(wandb_client, wandb_sandbox: WandbSandbox):
+    sweep = wandb_sandbox.backend.put_sweep("swept", "s1")
+    wandb_sandbox.backend.runs.upsert("team", "swept", {"name": "trial", "sweep": "s1", "state": "pending"})
+    steps = (
+        "from wandb.apis.public import sweeps\n"
+        "def state(): return sweeps._get_sweep_state(api, 's1', entity='team', project='swept')\n"
+        "found = sweeps._sweep_with_runs(api, 's1', '{}', entity='team', project='swept')\n"
+        "result = [state(), api.sweep('team/swept/s1').state, [run['state'] for run in found['runs']]]\n"
+        "sweeps._set_sweep_state(api, 's1', 'CANCELED', entity='team', project='swept')\n"
+        "result.append(state())\n"
+    )
+    assert await wandb_client.run(steps) == ["RUNNING", "RUNNING", ["pending"], "CANCELED"]
+    assert sweep.state == "CANCELED"
+    with pytest.raises(ClientError, match="already canceled"):
+        await wandb_client.run(
+            "sweeps._set_sweep_state(api, 's1', 'FINISHED', entity='team', project='swept')"
+        )
+    with pytest.raises(ClientError, match="not found"):
+        await wandb_client.run("sweeps._sweep_with_runs(api, 's9', '{}', entity='team', project='swept')")
+
+
 @pytest.mark.parametrize(
     ("documented", "call", "missing"),
     [
@@ -139,6 +176,11 @@ async def test_a_deleted_run_is_gone(wandb_client, wandb_sandbox: WandbSandbox):
         ("api.runs(path, filters=…)", "len(api.runs('team/gaps', filters={'config.lr': 1}))", "filters"),
         ("api.artifact_types()", "list(api.artifact_types('team/gaps'))", "artifactTypes"),
         ("api.artifacts()", "list(api.artifacts('model', 'team/gaps/x'))", "artifactCollection"),
+        (
+            "wandb.sweep()",
+            "wandb.sweep({'method': 'grid'}, project='gaps', entity='team')",
+            "UpsertSweepInput",
+        ),
         ("api.team()", "api.team('team').members", "Entity"),
         ("api.user()", "api.user('ann')", "users"),
     ],

@@ -69,7 +69,7 @@ async def test_jobs_are_found_by_label_and_followed_to_their_ends(jobs):
     assert [diagnose(record).category for record in records] == [
         Category.SUCCEEDED,
         Category.USER_CODE,
-        Category.CANCELLED,
+        Category.CANCELLED_ELSEWHERE,
     ]
     await jobs.cancel(held.name)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from random import Random
 
 import httpx
 import pytest
 from pydantic import SecretStr
-from real_wandb import API_KEY, MovableClock, WandbSandbox, served
+from queue_client import CONFIG, answering, errors, mocked, open_queue
+from real_wandb import API_KEY
 
 from vertex_launch.errors import (
     AuthenticationFailed,
@@ -20,56 +19,9 @@ from vertex_launch.errors import (
     Transient,
 )
 from vertex_launch.lifecycle import ItemState
-from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.wandb_backend import WandbBackend
-from vertex_launch.wandb_queue import AgentStatus, RunPath, WandbEndpoint, WandbQueue
+from vertex_launch.wandb_queue import WandbQueue
 
-CONFIG = {"resource_args": {"gcp-vertex": {"spec": {"staging_bucket": "gs://b"}, "run": {}}}}
 SPEC = {"entity": "team", "project": "p", "docker": {"docker_image": "img"}, "_wandb_api_key": "k" * 40}
-
-
-class NoWait(MovableClock):
-    """A clock on which sleeping moves the time and returns at once."""
-
-    def monotonic(self) -> float:
-        return self.ahead.total_seconds()
-
-    async def sleep(self, seconds: float) -> None:
-        self.advance(seconds)
-
-
-@pytest.fixture
-async def backend() -> AsyncIterator[WandbBackend]:
-    backend = WandbBackend(Records(), entity="team", api_key=API_KEY, clock=MovableClock())
-    config = backend.queues.create_config("team", "gcp-vertex", json.dumps(CONFIG), None)
-    backend.queues.create(
-        "team",
-        "model-registry",
-        "vertex",
-        created_by="ann",
-        prioritization_mode="V0",
-        resource_config_id=config.id,
-    )
-    backend.ensure_project("team", "p")
-    async with served(backend):
-        yield backend
-
-
-@pytest.fixture
-async def queue(backend: WandbBackend) -> AsyncIterator[WandbQueue]:
-    async with open_queue(backend.base_url) as queue:
-        yield queue
-
-
-def open_queue(
-    base_url: str, *, name: str = "vertex", key: str = API_KEY, entity: str = "team", **more
-) -> WandbQueue:
-    endpoint = WandbEndpoint(base_url, SecretStr(key))
-    return WandbQueue(endpoint, entity=entity, queue=name, clock=NoWait(), random=Random(1), **more)
-
-
-def mocked(answer: Callable[[httpx.Request], httpx.Response]) -> WandbQueue:
-    return open_queue("https://wandb.test", transport=httpx.MockTransport(answer))
 
 
 async def test_a_queue_is_found_with_its_config(queue):
@@ -95,17 +47,6 @@ async def test_a_wrong_key_is_named_with_its_server_and_never_shown(backend):
     assert "WandbCredentials" in text
     assert wrong not in text
     assert queue.calls.total() == 1
-
-
-async def test_an_agent_registers_beats_and_hears_that_it_shall_end(queue, backend):
-    agent = await queue.register({"max_jobs": 3})
-    assert agent.name
-    assert not agent.stop_polling
-    for status in AgentStatus:
-        await queue.heartbeat(agent.agent_id, status)
-        assert (await queue.read_agent(agent.agent_id)).status == status.value
-    backend.stop_polling(agent.agent_id)
-    assert (await queue.read_agent(agent.agent_id)).stop_polling
 
 
 async def test_an_item_goes_from_pending_to_claimed_once(queue, backend):
@@ -167,56 +108,7 @@ async def test_a_spec_of_a_megabyte_is_read(queue, backend):
     assert popped.size_bytes > 1_000_000
 
 
-async def test_stop_requests_of_many_runs_take_one_request_for_fifty(queue, backend):
-    runs = [RunPath("team", "p", f"r{number}") for number in range(120)]
-    for run in runs[:100]:
-        backend.runs.upsert("team", "p", {"name": run.run_id, "state": "running"})
-    asked = {runs[0], runs[49], runs[50], runs[99]}
-    for run in asked:
-        await queue.stop_run(run)
-    queue.calls.clear()
-    assert await queue.stopped_runs(runs) == asked
-    assert queue.calls == {"RunStoppedStatus": 3}
-    assert await queue.stopped_runs([]) == frozenset()
-
-
-async def test_the_state_of_a_run_is_read_and_none_if_there_is_no_run(queue, backend):
-    backend.runs.upsert("team", "p", {"name": "r1", "state": "running"})
-    assert await queue.read_run_state("team", "p", "r1") == "running"
-    assert await queue.read_run_state("team", "p", "nope") is None
-    assert await queue.read_run_state("team", "nowhere", "nope") is None
-
-
-@pytest.mark.asyncio(loop_scope="session")
-async def test_a_job_made_by_the_wandb_client_is_read(wandb_sandbox: WandbSandbox):
-    made = await wandb_sandbox.wandb(
-        "job",
-        "create",
-        "image",
-        "registry/train:1",
-        "--project",
-        "jobs",
-        "--entity",
-        "team",
-        "--name",
-        "train",
-    )
-    assert made.exit_code == 0, made.output
-    async with open_queue(wandb_sandbox.url) as queue:
-        source = await queue.read_job("team", "jobs", "train:latest")
-        assert (source.kind, source.image_uri, source.entry_point) == ("image", "registry/train:1", ())
-        assert await queue.read_job("team", "jobs", "train") == source
-        with pytest.raises(NotFound, match="team/jobs/train:v9"):
-            await queue.read_job("team", "jobs", "train:v9")
-
-
 # What the sandbox does not produce
-
-
-def graphql_answer(
-    data: object, status: int = 200, **headers: str
-) -> Callable[[httpx.Request], httpx.Response]:
-    return lambda _request: httpx.Response(status, json=data, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +116,7 @@ def graphql_answer(
     [(403, PermissionDenied), (404, NotFound), (400, Refused), (422, Refused), (409, Conflict)],
 )
 async def test_a_refusal_by_status_is_raised_at_once_in_the_servers_words(status, error):
-    async with mocked(graphql_answer({"errors": [{"message": f"no, {API_KEY}"}]}, status)) as queue:
+    async with mocked(answering({"errors": [{"message": f"no, {API_KEY}"}]}, status)) as queue:
         with pytest.raises(error, match="no, …") as caught:
             await queue.read_agent("a")
     assert API_KEY not in str(caught.value)
@@ -242,14 +134,14 @@ async def test_a_refusal_by_status_is_raised_at_once_in_the_servers_words(status
     ],
 )
 async def test_an_error_inside_of_a_200_is_known_by_its_words(message, error):
-    async with mocked(graphql_answer({"errors": [{"message": message}], "data": None})) as queue:
+    async with mocked(answering({"errors": [{"message": message}], "data": None})) as queue:
         with pytest.raises(error):
             await queue.read_agent("a")
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 async def test_a_read_is_tried_again_and_a_pop_never_is(status):
-    async with mocked(graphql_answer({}, status)) as queue:
+    async with mocked(answering({}, status)) as queue:
         with pytest.raises(Transient):
             await queue.read_agent("a")
         with pytest.raises(Transient):
@@ -258,7 +150,7 @@ async def test_a_read_is_tried_again_and_a_pop_never_is(status):
 
 
 async def test_the_pause_the_server_asks_for_is_kept():
-    async with mocked(graphql_answer({}, 429, **{"Retry-After": "120"})) as queue:
+    async with mocked(answering({}, 429, **{"Retry-After": "120"})) as queue:
         with pytest.raises(Transient) as caught:
             await queue.read_agent("a")
     assert caught.value.retry_after_seconds == 120
@@ -296,10 +188,6 @@ async def test_a_claim_whose_answer_was_lost_is_found_to_be_ours():
     async with mocked(lambda _request: next(answers)) as queue:
         await queue.acknowledge("i", "run1")
     assert queue.calls == {"ackRunQueueItem": 2, "GetRunQueueItem": 1}
-
-
-def errors(status: int, message: str) -> httpx.Response:
-    return httpx.Response(status, json={"errors": [{"message": message}]})
 
 
 def item_answer(state: str, run_id: str | None) -> httpx.Response:
@@ -409,21 +297,6 @@ async def test_an_answer_without_an_item_is_transient(body):
     async with mocked(lambda _request: httpx.Response(200, text=body)) as queue:
         with pytest.raises(Transient):
             await queue.pop("a")
-
-
-async def test_a_run_that_may_not_be_seen_does_not_hide_the_others():
-    def answer(request: httpx.Request) -> httpx.Response:
-        variables = json.loads(request.content)["variables"]
-        count = len(variables) // 3
-        if "secret" in variables.values():
-            return httpx.Response(403, json={"errors": [{"message": "permission denied"}]})
-        return httpx.Response(
-            200, json={"data": {f"run{number}": {"run": {"stopped": True}} for number in range(count)}}
-        )
-
-    runs = [RunPath("team", "secret" if number == 7 else "p", f"r{number}") for number in range(16)]
-    async with mocked(answer) as queue:
-        assert await queue.stopped_runs(runs) == set(runs) - {runs[7]}
 
 
 async def test_the_key_is_not_sent_to_another_host():

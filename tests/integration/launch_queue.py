@@ -15,10 +15,12 @@ from prefect_gcp.credentials import GcpCredentials
 from blocks.vertex_queue import VertexLaunchQueue
 from blocks.wandb_credentials import WandbCredentials
 from flows.tags import queue_tag
+from vertex_launch.lifecycle import JobRecord
 from vertex_launch.sandbox.server import Sandbox
 from vertex_launch.sandbox.service_account import service_account_info
 
 PROJECT = "test-project"
+LOCATIONS = ("us-central1", "europe-west4")
 POOL: dict[str, Any] = {
     "machine_spec": {"machine_type": "n1-standard-4"},
     "replica_count": 1,
@@ -90,7 +92,8 @@ class LaunchQueue:
         assert found is not None
         return found
 
-    async def jobs(self) -> list[Any]:
+    async def jobs(self) -> list[JobRecord]:
+        """Every job in the regions that the tests use."""
         async with get_client():
             block = await VertexLaunchQueue.aload(self.name)
-        return list(await block.open_vertex_jobs().list(""))
+        return [job for location in LOCATIONS for job in await block.open_vertex_jobs(location).list("")]

@@ -36,7 +36,7 @@ async def queue(sandbox: Sandbox, prefect_api: PrefectServer) -> LaunchQueue:
 
 async def drain(queue: LaunchQueue, **options: Any) -> State[Any]:
     return await asyncio.wait_for(
-        agent(queue=queue.name, drain=True, return_state=True, **options), DEADLINE_SECONDS
+        agent(queues=[queue.name], drain=True, return_state=True, **options), DEADLINE_SECONDS
     )
 
 
@@ -133,14 +133,14 @@ async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueu
     launched = (await queue.launches())[item_id]
     assert launched.state is not None
     assert launched.state.is_cancelled()
-    assert "a user in Prefect" in (launched.state.message or "")
+    assert "Cancelled in Prefect by a user" in (launched.state.message or "")
 
 
 async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one(queue: LaunchQueue) -> None:
     item_id = queue.push("python", *python("import time; time.sleep(3)"))
 
     first = await asyncio.wait_for(
-        agent(queue=queue.name, max_runtime_minutes=0.02, return_state=True), DEADLINE_SECONDS
+        agent(queues=[queue.name], max_runtime_minutes=0.02, return_state=True), DEADLINE_SECONDS
     )
     handed_over = (await queue.launches())[item_id]
     second = await drain(queue)
@@ -311,7 +311,7 @@ async def test_a_launch_whose_agent_is_alive_is_left_to_it(prefect_api: PrefectS
         await queue.create()
         item_id = queue.push("sandbox/train")
         async with get_client() as client:
-            other = await client.create_flow_run(agent, parameters={"queue": "other"}, state=Running())
+            other = await client.create_flow_run(agent, parameters={"queues": ["other"]}, state=Running())
         before = await flow_run_of_an_earlier_agent(queue, item_id, owner=other.id)
         state = await drain(queue)
 

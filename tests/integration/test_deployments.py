@@ -129,7 +129,7 @@ async def test_every_deployment_is_there_and_its_schedule_produces_runs(deployed
         agent = await client.read_deployment_by_name(deployed.name("agent"))
         for flow_name in ("launch", "enqueue"):
             assert await client.read_deployment_by_name(deployed.name(flow_name))
-    assert agent.parameters["queue"] == deployed.queue.name
+    assert agent.parameters["queues"] == [deployed.queue.name]
     assert agent.global_concurrency_limit is not None
     assert agent.global_concurrency_limit.limit == 1
 
@@ -180,7 +180,7 @@ async def test_cancelling_a_launch_that_a_worker_runs_cancels_its_job(deployed: 
 
 async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Deployed) -> None:
     item_id = deployed.queue.push("sandbox/train", name="by schedule")
-    await deployed.prefect("deployment", "schedule", "create", deployed.name("agent"), "--interval", "10")
+    await deployed.prefect("deployment", "schedule", "create", deployed.name("agent"), "--interval", "4")
 
     async def finished() -> bool:
         run_id = deployed.queue.item(item_id).associated_run_id

@@ -159,7 +159,7 @@ async def test_waiting_it_ends_as_the_run_does(queue: LaunchQueue, wandb_environ
     assert not good.done(), good.result()
     assert not bad.done(), bad.result()
 
-    await agent(queue=queue.name, drain=True)
+    await agent(queues=[queue.name], drain=True)
 
     by_name = {spec_of(queue, item)["name"]: item for item in items(queue)}
     ended_well, ended_badly = await good, await bad

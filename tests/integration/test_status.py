@@ -109,7 +109,7 @@ async def test_while_a_job_runs_its_slot_is_counted_and_the_next_item_waits_for_
 
     running = queue.push("python", "-c", "import time; time.sleep(60)", name="long")
     waiting = queue.push("python", "-c", "pass", name="next")
-    serving = asyncio.create_task(agent(queue=queue.name, max_runtime_minutes=1, return_state=True))
+    serving = asyncio.create_task(agent(queues=[queue.name], max_runtime_minutes=1, return_state=True))
     try:
         async with (
             asyncio.timeout(OUTSIDE_SECONDS),

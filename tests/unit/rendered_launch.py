@@ -44,6 +44,7 @@ def launch(
     spec: dict[str, Any] | None = None,
     run: dict[str, Any] | None = None,
     item: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
     **context: Any,
 ) -> Rendering:
     arguments = {
@@ -51,7 +52,7 @@ def launch(
         "staging_bucket": "gs://my-bucket",
         **(spec or {}),
     }
-    config = parse_queue_config({"spec": arguments, "run": run or {}})
+    config = parse_queue_config({"spec": arguments, "run": run or {}, "launch": options})
     return render(read_run_spec(**(item or {})), config, launch_context(**context))
 
 

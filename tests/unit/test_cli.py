@@ -14,7 +14,7 @@ from flows.cli import API_KEY, app
 from flows.cli_error import NOT_READY, USAGE, CommandError, as_command_error, no_such_block
 from vertex_launch.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
 
-COMMANDS = ([], ["demo"], ["sandbox"], ["sandbox", "up"], ["agent"], ["status"])
+COMMANDS = ([], ["demo"], ["sandbox"], ["sandbox", "up"], ["agent"], ["status"], ["migrate"], ["adopt"])
 HEAVY = (
     "prefect", "prefect_gcp", "wandb", "google.cloud.aiplatform", "google.cloud.aiplatform_v1",
     "google.protobuf", "grpc", "httpx",
@@ -55,7 +55,8 @@ def test_help_of_every_command_imports_nothing_heavy():
         ["sandbox", "up", "--api-key", ""],
         ["sandbox", "up", "--image", "no-command"],
         ["sandbox", "up", "--image", "=python"],
-        ["migrate"],
+        ["migrat"],
+        ["adopt"],
     ],
 )
 def test_wrong_usage_ends_with_2_and_without_a_traceback(arguments):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from wandb.sdk.launch.utils import MAX_ENV_LENGTHS
 
 from vertex_launch.environment import (
     MAX_VALUE_CHARACTERS,
+    companion_environment,
     join_literally,
     launch_environment,
     literal_json,
@@ -39,14 +41,14 @@ def payload(**changes: Any) -> dict[str, Any]:
     }
 
 
+CONTEXT = LaunchContext(
+    item_id="item-1", queue_entity="acme", queue_name="vertex", run_id="run1", image_uri="img:1",
+    base_url=BASE_URL, api_key=SecretStr(KEY), project="gcp", location="us-central1",
+)  # fmt: skip
+
+
 def ours(item: dict[str, Any], **context: Any) -> dict[str, str]:
-    run_spec = parse_run_spec(item, item_id="item-1")
-    given = {
-        "item_id": "item-1", "queue_entity": "acme", "queue_name": "vertex", "run_id": "run1",
-        "image_uri": "img:1", "base_url": BASE_URL, "api_key": SecretStr(KEY), "project": "gcp",
-        "location": "us-central1",
-    }  # fmt: skip
-    return launch_environment(run_spec, LaunchContext(**{**given, **context}))
+    return launch_environment(parse_run_spec(item, item_id="item-1"), replace(CONTEXT, **context))
 
 
 def of_wandb(item: dict[str, Any]) -> dict[str, str]:
@@ -133,6 +135,23 @@ def test_no_user_name_goes_with_the_authors_own_key() -> None:
 def test_a_further_attempt_resumes_its_run() -> None:
     assert "WANDB_RESUME" not in ours(payload())
     assert ours(payload(), attempt=2)["WANDB_RESUME"] == "allow"
+
+
+def test_a_run_is_resumed_where_vertex_ai_may_start_its_container_again() -> None:
+    run_spec = parse_run_spec(payload(), item_id="item-1")
+    assert launch_environment(run_spec, CONTEXT, may_start_again=True)["WANDB_RESUME"] == "allow"
+    assert "WANDB_RESUME" not in launch_environment(run_spec, CONTEXT)
+
+
+def test_a_companion_of_the_run_is_told_everything_but_that_it_is_the_run() -> None:
+    environment = ours(payload(run_id="$$(r", sweep_id="s1", name="n"), run_id="$$(r", attempt=2)
+    companion = companion_environment(environment)
+    assert environment.keys() - companion.keys() == {
+        "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH_TRACE_ID",
+    }  # fmt: skip
+    assert companion.keys() - environment.keys() == {"WANDB_RUN_GROUP"}
+    assert _expanded(companion["WANDB_RUN_GROUP"], {}) == "$$(r"
+    assert companion["WANDB_PROJECT"] == environment["WANDB_PROJECT"]
 
 
 def test_nothing_of_a_launch_can_be_taken_for_a_reference_to_a_variable() -> None:

@@ -17,6 +17,7 @@ from vertex_launch.lifecycle import (
     LaunchState,
     Observed,
     Report,
+    Requester,
     StopRequest,
     Submit,
     Wait,
@@ -30,8 +31,16 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOBS = "projects/1/locations/us-central1/customJobs"
 
 
-def job(number: int, state: JobState | int = JobState.JOB_STATE_RUNNING, age_seconds: float = 0) -> JobRecord:
-    return JobRecord(f"{JOBS}/{number}", state, create_time=NOW - timedelta(seconds=age_seconds))
+def job(
+    number: int,
+    state: JobState | int = JobState.JOB_STATE_RUNNING,
+    age_seconds: float = 0,
+    *,
+    attempt: int | None = None,
+) -> JobRecord:
+    labels = {} if attempt is None else {"launch-attempt": str(attempt)}
+    created = NOW - timedelta(seconds=age_seconds)
+    return JobRecord(f"{JOBS}/{number}", state, create_time=created, labels=labels)
 
 
 def test_every_member_of_job_state_is_mapped():
@@ -98,8 +107,8 @@ def test_every_state_can_be_reached_and_every_live_state_can_end():
     assert all(TRANSITIONS[state] & TERMINAL for state in set(LaunchState) - TERMINAL)
 
 
-STOP = StopRequest("wandb", NOW - timedelta(seconds=30), grace_seconds=60)
-LATE_STOP = StopRequest("prefect", NOW - timedelta(seconds=60), grace_seconds=60)
+STOP = StopRequest(Requester.WANDB, NOW - timedelta(seconds=30), grace_seconds=60)
+LATE_STOP = StopRequest(Requester.PREFECT, NOW - timedelta(seconds=60), grace_seconds=60)
 OLD, YOUNG = job(1, age_seconds=60), job(2, age_seconds=1)
 DONE = job(3, JobState.JOB_STATE_SUCCEEDED, age_seconds=90)
 CANCELLING = job(4, JobState.JOB_STATE_CANCELLING)
@@ -196,6 +205,72 @@ def test_of_two_jobs_born_together_the_higher_number_is_the_younger(reverse):
     assert decision.job.job_id == "10"
 
 
+FIRST_ENDED = job(1, JobState.JOB_STATE_FAILED, age_seconds=90, attempt=1)
+SECOND = job(2, age_seconds=30, attempt=2)
+SECOND_ENDED = job(2, JobState.JOB_STATE_SUCCEEDED, age_seconds=30, attempt=2)
+STRAY = job(9, age_seconds=5, attempt=1)
+OLD_STRAY = job(9, age_seconds=300, attempt=1)
+CANCELLING_STRAY = job(9, JobState.JOB_STATE_CANCELLING, age_seconds=5, attempt=1)
+
+ATTEMPTS = {
+    "the newest attempt's job is waited for": ((FIRST_ENDED, SECOND), Desired("run1"), Wait(SECOND)),
+    "the newest attempt's end is told": ((FIRST_ENDED, SECOND_ENDED), Desired("run1"), Report(SECOND_ENDED)),
+    "an attempt that is wanted and not there is made": (
+        (FIRST_ENDED,),
+        Desired("run1", attempt=2),
+        Submit(),
+    ),
+    "an attempt that is there already is not made again": (
+        (FIRST_ENDED, SECOND),
+        Desired("run1", attempt=2),
+        Wait(SECOND),
+    ),
+    "nothing is made for a run that is to stop": (
+        (FIRST_ENDED,),
+        Desired("run1", STOP, attempt=2),
+        GiveUp("its end was requested by wandb before there was a job"),
+    ),
+    "a job left over from an older attempt is cancelled, though it is the younger one": (
+        (FIRST_ENDED, SECOND, STRAY),
+        Desired("run1"),
+        Cancel(STRAY, "it is left over from attempt 1; this is attempt 2"),
+    ),
+    "a job left over from an older attempt is cancelled, though it is the older one": (
+        (SECOND, OLD_STRAY),
+        Desired("run1"),
+        Cancel(OLD_STRAY, "it is left over from attempt 1; this is attempt 2"),
+    ),
+    "a job left over is cancelled before the end is told": (
+        (SECOND_ENDED, STRAY),
+        Desired("run1"),
+        Cancel(STRAY, "it is left over from attempt 1; this is attempt 2"),
+    ),
+    "a job left over is cancelled once": (
+        (FIRST_ENDED, SECOND, CANCELLING_STRAY),
+        Desired("run1"),
+        Wait(SECOND),
+    ),
+    "no attempt begins while a job of an older one still ends": (
+        (FIRST_ENDED, CANCELLING_STRAY),
+        Desired("run1", attempt=2),
+        Wait(CANCELLING_STRAY),
+    ),
+}
+
+
+@pytest.mark.parametrize(("jobs", "desired", "decision"), ATTEMPTS.values(), ids=ATTEMPTS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_to_do_next_with_several_attempts(jobs, desired, decision, reverse):
+    jobs = tuple(reversed(jobs)) if reverse else jobs
+    assert decide(Observed(ItemState.CLAIMED, "run1", jobs), desired, NOW) == decision
+
+
+def test_a_duplicate_that_is_being_cancelled_is_not_cancelled_again():
+    duplicate = job(3, JobState.JOB_STATE_CANCELLING)
+    decision = decide(Observed(ItemState.CLAIMED, "run1", (OLD, duplicate)), Desired("run1"), NOW)
+    assert decision == Wait(OLD)
+
+
 def test_decide_is_total():
     """Every combination of item state, claimant, up to two jobs in any state and stop has an answer."""
     answers = (Claim, Submit, Wait, Cancel, Report, GiveUp)
@@ -206,7 +281,9 @@ def test_decide_is_total():
                 for first in states:
                     for second in states:
                         jobs = tuple(
-                            JobRecord(f"{JOBS}/{number}", state)
+                            JobRecord(
+                                f"{JOBS}/{number}", state, labels={"launch-attempt": str(number % 2 + 1)}
+                            )
                             for number, state in enumerate((first, second))
                             if state is not None
                         )

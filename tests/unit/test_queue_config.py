@@ -108,16 +108,10 @@ def test_an_argument_in_the_wrong_section_is_sent_to_the_right_one() -> None:
     assert "Move it to spec.worker_pool_specs" in only(found, "resource_args.vertex.worker_pool_specs")
 
 
-@pytest.mark.parametrize(
-    "name", ["reserved_ip_ranges", "enable_dashboard_access", "protected_artifact_location_id", "models"]
-)
-def test_fields_that_the_sdk_cannot_reach_are_refused_with_the_reason(name: str) -> None:
-    assert "no argument of aiplatform.CustomJob reaches" in str(*refused({name: []}).values())
-
-
 def test_scheduling_and_output_directory_go_by_other_names() -> None:
-    found = refused({"scheduling": {}, "base_output_directory": {}})
+    found = refused({"scheduling": {}, "base_output_directory": {}, "encryption_spec": {}})
     assert "run.timeout" in found["resource_args.vertex.spec.scheduling"].fix
+    assert "encryption_spec_key_name" in found["resource_args.vertex.spec.encryption_spec"].fix
     assert "spec.base_output_dir" in found["resource_args.vertex.spec.base_output_directory"].fix
 
 
@@ -167,6 +161,7 @@ def test_a_builder_is_refused_unless_empty() -> None:
         ({"persistent_resource_id": "ends-"}, "my-persistent-resource"),
         ({"tensorboard": "tb", "service_account": ACCOUNT}, "tensorboards/123"),
         ({"experiment": "Exp Name", "service_account": ACCOUNT}, "my-experiment"),
+        ({"experiment_run": "a/b", "experiment": "e", "service_account": ACCOUNT}, "my-run"),
         ({"psc_interface_config": {"networkAttachment": "a"}}, "Did you mean network_attachment?"),
         ({"psc_interface_config": "a"}, "an object"),
         ({"network": ["a"]}, "a string"),
@@ -230,6 +225,11 @@ def test_a_wrong_value_of_spec_is_refused(spec: dict[str, Any], where: str) -> N
         (pool(replica_count=1 << 70), "replica_count", "64 bits"),
         (pool(machine_spec=...), "machine_spec.machine_type", "missing"),
         (pool(machine_spec=5), "machine_spec", "an object"),
+        (
+            machine("n1-standard-4", reservation_affinity={"reservation_affinity_type": ["ANY"]}),
+            "machine_spec.reservation_affinity.reservation_affinity_type",
+            "the name of a Type",
+        ),
         (pool(disk_spec={"boot_disk_size_gb": 99}), "disk_spec.boot_disk_size_gb", "100 to 64000"),
         (pool(disk_spec={"boot_disk_size_gb": 64001}), "disk_spec.boot_disk_size_gb", "100 to 64000"),
         (pool(disk_spec=[]), "disk_spec", "an object"),
@@ -390,6 +390,7 @@ def test_tracking_needs_a_service_account(run: dict[str, Any]) -> None:
         ({}, {"scheduling_strategy": 6}, "GPUs only"),
         ({}, {"scheduling_strategy": "FLEX_START", "timeout": 700_000}, "7 days"),
         ({}, {"network": "projects/my-project/global/networks/n"}, "number"),
+        ({}, {"reserved_ip_ranges": ["r"]}, "only with network"),
         ({}, {"network": NETWORK, "psc_interface_config": {"network_attachment": "a"}}, "psc_"),
         (pool(nfs_mounts=[{"server": "s", "path": "/x", "mount_point": "m"}]), {}, "peered network"),
         ({"persistent_resource_id": "a"}, {"persistent_resource_id": "b"}, "the one in run is used"),

@@ -24,7 +24,7 @@ SECTIONS = pytest.mark.parametrize(
 )
 
 
-def layered(name: str, of_block: str, theirs: str, of_item: str, own: Any) -> QueueConfig:
+def layered(name: str, of_block: str, theirs: Any, of_item: str, own: Any) -> QueueConfig:
     block: dict[str, dict[str, Any]] = {"spec": dict(SPEC), "run": {}}
     block[of_block][name] = theirs
     return parse_queue_config({of_item: {name: own}}, defaults=QueueDefaults(**block))
@@ -39,6 +39,14 @@ def test_an_items_service_account_wins_in_whichever_section(of_block: str, of_it
     for empty in ("", None):
         kept = layered("service_account", of_block, ACCOUNT, of_item, empty)
         assert not kept.run.get("service_account")
+
+
+@SECTIONS
+def test_an_items_models_win_in_whichever_section(of_block: str, of_item: str) -> None:
+    theirs, own = "projects/p/locations/l/models/1", "projects/p/locations/l/models/2"
+    assert layered("models", of_block, [theirs], of_item, [own]).run == {"models": [own]}
+    for empty in ([], None):
+        assert not layered("models", of_block, [theirs], of_item, empty).run.get("models")
 
 
 @SECTIONS

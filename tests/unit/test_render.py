@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_pools_with_another_image_are_left_alone() -> None:
     assert list(task_of(rendering, 3).command) == ["reduce"]
     assert not task_of(rendering, 3).args
     for index in (0, 1):
-        assert env_of(rendering, index)["WANDB_RUN_ID"] == "run1"
+        assert env_of(rendering, index)["WANDB_PROJECT"] == "P1"
         assert list(task_of(rendering, index).args) == ["x"]
 
 
@@ -204,9 +205,39 @@ def test_another_project_or_location_is_refused() -> None:
     assert set(found) == {"resource_args.vertex.spec.project", "resource_args.vertex.spec.location"}
 
 
-def test_a_key_of_another_region_is_a_warning() -> None:
-    key = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k"
-    assert "not in us-central1" in launch(spec={"encryption_spec_key_name": key}).warnings[0]
+@pytest.mark.parametrize(
+    ("section", "name", "resource"),
+    [
+        ("spec", "encryption_spec_key_name", "keyRings/r/cryptoKeys/k"),
+        ("run", "tensorboard", "tensorboards/1"),
+        ("run", "experiment", "metadataStores/default/contexts/e"),
+    ],
+)
+def test_a_resource_of_another_region_is_a_warning(section: str, name: str, resource: str) -> None:
+    def warnings(location: str) -> tuple[str, ...]:
+        arguments: dict[str, Any] = {"spec": {}, "run": {"service_account": "a@p.iam.gserviceaccount.com"}}
+        arguments[section][name] = f"projects/p/locations/{location}/{resource}"
+        return launch(**arguments).warnings
+
+    assert f"resource_args.vertex.{section}.{name}: the" in warnings("europe-west4")[0]
+    assert "is not in us-central1" in warnings("europe-west4")[0]
+    assert warnings("us-central1") == ()
+
+
+def test_artifacts_that_are_kept_where_the_job_runs_need_no_location() -> None:
+    (warning,) = launch(run={"protected_artifact_location_id": "us-central1"}).warnings
+    assert "kept elsewhere" in warning
+    assert launch(run={"protected_artifact_location_id": "us-east1"}).warnings == ()
+
+
+def test_an_experiment_and_its_run_go_by_their_full_names() -> None:
+    home = "projects/my-project/locations/us-central1/metadataStores/default/contexts"
+    run = {"experiment": "e1", "service_account": "a@p.iam.gserviceaccount.com"}
+    for experiment, experiment_run in itertools.product(("e1", f"{home}/e1"), ("r1", f"{home}/e1-r1")):
+        job = launch(run={**run, "experiment": experiment, "experiment_run": experiment_run}).job.job_spec
+        assert (job.experiment, job.experiment_run) == (f"{home}/e1", f"{home}/e1-r1")
+    found = refused(run={**run, "experiment_run": f"{home}/e2-r1"})
+    assert "is not a run of" in found["resource_args.vertex.run.experiment_run"]
 
 
 def test_warnings_of_the_run_spec_come_along_and_those_of_the_queue_only_once() -> None:
@@ -262,7 +293,10 @@ def test_secrets_are_masked_in_problems_and_warnings() -> None:
         found = refused(pool(count="${MY_TOKEN}"), run={"network": "${MY_TOKEN}"}, macros={"MY_TOKEN": token})
         assert len(found) == 2
         assert "t0ken" not in str(found)
-    rendering = launch(spec={"labels": {"a": "${MY_TOKEN}"}}, macros={"MY_TOKEN": "T0KEN VALUE"})
+    macros = {"MY_TOKEN": "T0KEN VALUE"}
+    rendering = launch({**pool(), "disk_spec": {"boot_disk_type": "${MY_TOKEN}"}}, macros=macros)
+    assert "is none of" in str(rendering.warnings)
     assert "t0ken" not in str(rendering.warnings).lower()
+    assert "t0ken" not in str(refused(spec={"labels": {"a": "${MY_TOKEN}"}}, macros=macros)).lower()
     assert KEY not in repr(launch_context())
     assert "t0ken" not in repr(launch_context(macros={"MY_TOKEN": "t0ken-value"}))

@@ -170,8 +170,10 @@ def test_sweeps_and_resumptions_are_read() -> None:
     assert (spec.sweep_id, spec.resume_count, spec.run_name) == ("sw1", 2, "bright-sun")
 
 
-def test_a_sweep_scheduler_is_refused() -> None:
-    assert "scheduler" in refused(uri="placeholder-uri-scheduler", docker={})["uri"]
+def test_a_run_is_no_sweep_scheduler() -> None:
+    spec = parse(sweep_id="sw1")
+    assert not spec.is_scheduler
+    assert spec.scheduled_sweep is None
 
 
 @pytest.mark.parametrize(
@@ -214,6 +216,10 @@ def test_mistyped_overrides_and_docker_keys_are_refused() -> None:
 def test_a_key_that_nobody_knows_is_a_warning() -> None:
     assert "zzz" in parse(zzz=1).warnings[0]
     assert parse(_server_side=1).warnings == ()
+
+
+def test_what_only_matters_when_a_run_is_pushed_is_known_and_changes_nothing() -> None:
+    assert parse(queue_entity="other", priority=1) == parse()
 
 
 def test_the_item_key_is_never_shown() -> None:

@@ -21,14 +21,17 @@ from google.rpc.code_pb2 import Code
 
 from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.vertex_filter import parse_filter
+from vertex_launch.sandbox.vertex_packages import PackageError
 from vertex_launch.sandbox.vertex_refusal import (
     failed_precondition,
     field_errors,
     invalid_argument,
     not_found,
+    refused_with,
 )
 from vertex_launch.sandbox.vertex_replicas import (
     KILLED,
+    ContainerHost,
     ImagePullError,
     Replica,
     end_replicas,
@@ -38,6 +41,11 @@ from vertex_launch.sandbox.vertex_replicas import (
 from vertex_launch.sandbox.vertex_validation import job_errors
 from vertex_launch.vertex_types import CustomJob, JobState, ListCustomJobsResponse
 
+# What Vertex AI says when a job would need more than the project may use in the region.
+QUOTA_EXCEEDED: Final = (
+    "The following quota metrics exceed quota limits:"
+    " aiplatform.googleapis.com/custom_model_training_nvidia_t4_gpus"
+)
 _KIND: Final = "vertex_job"
 _PAGE_CAP: Final = 100
 _FIRST_JOB_ID: Final = 4_611_686_018_427_387_904  # as long as Vertex AI's own
@@ -55,6 +63,16 @@ _TERMINAL: Final = frozenset({
 _SET_BY_SERVICE: Final = (
     "name", "state", "create_time", "start_time", "end_time", "update_time", "error", "web_access_uris",
 )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Refusals:
+    """Creates that are to be refused, and with what; `location` None for every one."""
+
+    left: int
+    message: str
+    code: int
+    location: str | None
 
 
 @dataclass(slots=True)
@@ -78,6 +96,8 @@ class VertexBackend:
     for `queued_seconds`, then PENDING for `pending_seconds`, then its processes run below `workdir`.
     `grace_seconds` lie between SIGTERM and SIGKILL. With `is_manual` jobs stay QUEUED, and nothing moves
     them but `set_state` and `cancel`. `calls` counts the calls by their RPC's name.
+    `buckets` are the directories from which Python packages are taken, by the name of the bucket that
+    each stands for; `container_variables` are in the environment of every container.
 
     As at Vertex AI, requests may name a project by id or by number, and answers name it by number:
     `project_numbers` has those of chosen ids, any other id has one that depends on nothing but the id.
@@ -97,16 +117,20 @@ class VertexBackend:
         grace_seconds: float = 5.0,
         is_manual: bool = False,
         project_numbers: Mapping[str, str] | None = None,
+        buckets: Mapping[str, Path] | None = None,
     ) -> None:
         self._records = records
         self._workdir = workdir.absolute()
         self._images = images
+        self._buckets = buckets or {}
         self._queued_seconds = queued_seconds
         self._pending_seconds = pending_seconds
         self._grace_seconds = grace_seconds
         self._is_manual = is_manual
         self._project_numbers = project_numbers or {}
         self._entries: dict[str, _Entry] = {}
+        self._refusals: list[_Refusals] = []
+        self.container_variables: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -138,10 +162,11 @@ class VertexBackend:
         """Store a new job and start moving it; return it as Vertex AI answers, QUEUED and with a name.
 
         Raises:
-            VertexRefusal: 400, with every field error of the job.
+            VertexRefusal: 400, with every field error of the job, or what `refuse_creates` said.
         """
         self.calls["CreateCustomJob"] += 1
         parent = self._numbered(parent)
+        self._refuse_if_told(parent.rpartition("/")[2])
         if errors := job_errors(custom_job):
             raise field_errors(errors)
         job = _RAW_JOB()
@@ -242,11 +267,31 @@ class VertexBackend:
         operation.response.Pack(Empty())
         return operation
 
+    def refuse_creates(
+        self, count: int, message: str = QUOTA_EXCEEDED, code: int = 429, *, location: str | None = None
+    ) -> None:
+        """Refuse the next creates, of one location or of all, as for a quota that is used up.
+
+        Args:
+            count: How many; 0 lets all further ones pass again.
+            message: What Vertex AI says.
+            code: The HTTP status: 400, 403, 404, 429, 500 or 503; over gRPC it is the code for that.
+            location: Only the creates there, `us-central1` say.
+        """
+        self._refusals = [refusals for refusals in self._refusals if refusals.location != location]
+        self._refusals.append(_Refusals(count, message, code, location))
+
+    def _refuse_if_told(self, location: str) -> None:
+        for refusals in self._refusals:
+            if refusals.left > 0 and refusals.location in {None, location}:
+                refusals.left -= 1
+                raise refused_with(refusals.code, refusals.message)
+
     def set_state(self, name: str, state: JobState, code: int = 0, message: str = "") -> None:
         """Put a job into a state, for tests of what this machine cannot bring about by itself.
 
         From then on only `cancel` and `set_state` move it; the processes of a job put into a terminal
-        state are ended.
+        state are ended. A job that Vertex AI restarts goes from RUNNING to PENDING and back.
         """
         entry = self._entry(name)
         self._stop(entry)
@@ -341,8 +386,9 @@ class VertexBackend:
         # What a sandbox that ended in the middle of starting the job may have left.
         shutil.rmtree(directory, ignore_errors=True)
         try:
-            entry.replicas = start_replicas(entry.job, directory, self._images)
-        except ImagePullError as error:
+            host = ContainerHost(self._images, self._buckets, self.container_variables)
+            entry.replicas = start_replicas(entry.job, directory, host)
+        except (ImagePullError, PackageError) as error:
             self._move(entry, JobState.JOB_STATE_FAILED, Code.INVALID_ARGUMENT, str(error))
         except (OSError, ValueError) as error:  # no more processes, a null byte in an argument
             message = f"Internal error occurred for the current attempt: {error}"

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import grpc
+
+_STATUSES: Final[Mapping[int, grpc.StatusCode]] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
 
 
 class VertexRefusal(Exception):
@@ -30,6 +40,11 @@ def not_found(message: str) -> VertexRefusal:
 def failed_precondition(message: str) -> VertexRefusal:
     """Return the refusal of a call that comes at the wrong time."""
     return VertexRefusal(grpc.StatusCode.FAILED_PRECONDITION, 400, message)
+
+
+def refused_with(http_status: int, message: str) -> VertexRefusal:
+    """Return the refusal that has this status over REST."""
+    return VertexRefusal(_STATUSES[http_status], http_status, message)
 
 
 def field_errors(errors: Sequence[tuple[str, str]]) -> VertexRefusal:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from vertex_launch.sandbox.vertex_packages import PackageError, find_packages, python_path
+
 KILLED: Final = 128 + signal.SIGKILL
 
 # Runs the container's program and leaves its exit code behind, also when nobody waits for it any more.
@@ -35,8 +37,27 @@ _FIRST_POLL_SECONDS: Final = 0.02
 _LONGEST_POLL_SECONDS: Final = 0.2
 
 
+# Google's own images for training, which run Python packages.
+_PREBUILT: Final = re.compile(r"(us|europe|asia)-docker\.pkg\.dev/vertex-ai/training/.+")
+
+
 class ImagePullError(Exception):
     """A pool whose container cannot be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerHost:
+    """What the machine that runs the containers has for them.
+
+    Attributes:
+        images: The entrypoint of each image, by its name with or without tag.
+        buckets: The local directory that stands for a bucket, by the bucket's name.
+        variables: What every container finds in its environment.
+    """
+
+    images: Mapping[str, Sequence[str]]
+    buckets: Mapping[str, Path]
+    variables: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -93,15 +114,20 @@ class Replica:
         return cls(record["name"], Path(record["directory"]), record["pid"])
 
 
-def start_replicas(job: Any, directory: Path, images: Mapping[str, Sequence[str]]) -> list[Replica]:
+def start_replicas(job: Any, directory: Path, host: ContainerHost) -> list[Replica]:
     """Start one process per replica of every pool, workerpool0-0 first.
 
     Raises:
-        ImagePullError: if a pool's image is not in `images`, or the pool is no container.
+        ImagePullError: if `host` does not have a pool's image.
+        PackageError: if it does not have one of a pool's Python packages.
     """
     specs: Sequence[Any] = job.job_spec.worker_pool_specs
     pools = list(enumerate(specs))
-    programs = {index: _program(pool, images) for index, pool in pools if pool.WhichOneof("task")}
+    programs = {index: _program(pool, host.images) for index, pool in pools if pool.WhichOneof("task")}
+    packages = {
+        index: find_packages(specs[index].python_package_spec.package_uris, host.buckets)
+        for index in programs
+    }
     cluster = {
         f"workerpool{index}": [
             f"127.0.0.1:{2222 + 100 * index + number}" for number in range(pool.replica_count)
@@ -114,10 +140,12 @@ def start_replicas(job: Any, directory: Path, images: Mapping[str, Sequence[str]
         for index, pool in pools:
             for number in range(pool.replica_count if index in programs else 0):
                 home = directory / f"workerpool{index}-{number}"
-                environment = _environment(job, pool, home, cluster, (f"workerpool{index}", number))
+                environment = _environment(job, pool, home, cluster, (f"workerpool{index}", number), host)
+                if packages[index]:
+                    _add_packages(environment, packages[index], home)
                 arguments = [_expanded(word, environment) for word in programs[index]]
                 replicas.append(_start(home, arguments, environment))
-    except (OSError, ValueError):
+    except (OSError, ValueError, PackageError):
         for replica in replicas:
             replica.send(signal.SIGKILL)
         raise
@@ -126,11 +154,12 @@ def start_replicas(job: Any, directory: Path, images: Mapping[str, Sequence[str]
 
 def _program(pool: Any, images: Mapping[str, Sequence[str]]) -> list[str]:
     if pool.WhichOneof("task") == "python_package_spec":
-        image = pool.python_package_spec.executor_image_uri
-        raise ImagePullError(
-            f"Failed to pull the container image {image}: the sandbox runs containers only,"
-            " not Python packages."
-        )
+        package = pool.python_package_spec
+        image = package.executor_image_uri
+        interpreter = (sys.executable,) if _PREBUILT.fullmatch(image) else _entrypoint(image, images)
+        if interpreter is None:
+            raise ImagePullError(f"Failed to pull the container image {image}: manifest unknown.")
+        return [*interpreter, "-m", package.python_module, *package.args]
     container = pool.container_spec
     entrypoint = _entrypoint(container.image_uri, images)
     if entrypoint is None:
@@ -145,8 +174,20 @@ def _entrypoint(image_uri: str, images: Mapping[str, Sequence[str]]) -> Sequence
     return images.get(re.sub(r":[^:/]*$", "", without_digest))
 
 
+def _add_packages(environment: dict[str, str], packages: Sequence[Path], home: Path) -> None:
+    """Put Python packages in front of what the job itself has on its path."""
+    own = environment.get("PYTHONPATH")
+    entries = [*python_path(packages, home / "packages"), *([own] if own else [])]
+    environment["PYTHONPATH"] = os.pathsep.join(entries)
+
+
 def _environment(
-    job: Any, pool: Any, home: Path, cluster: Mapping[str, list[str]], task: tuple[str, int]
+    job: Any,
+    pool: Any,
+    home: Path,
+    cluster: Mapping[str, list[str]],
+    task: tuple[str, int],
+    host: ContainerHost,
 ) -> dict[str, str]:
     _, project, _, _, _, job_id = job.name.split("/")
     task_type, index = task
@@ -164,6 +205,7 @@ def _environment(
         "CLOUD_ML_PROJECT_ID": project,
         "CLOUD_ML_JOB_ID": job_id,
         "CLUSTER_SPEC": json.dumps(cluster_spec),
+        **host.variables,
     }
     output: str = job.job_spec.base_output_directory.output_uri_prefix.rstrip("/")
     if output:
@@ -174,7 +216,8 @@ def _environment(
         }
     if job.job_spec.tensorboard:
         environment["AIP_TENSORBOARD_RESOURCE_NAME"] = job.job_spec.tensorboard
-    for variable in pool.container_spec.env:  # each may refer to those before it
+    own = (*pool.container_spec.env, *pool.python_package_spec.env)  # a pool has one of the two
+    for variable in own:  # each may refer to those before it
         environment[variable.name] = _expanded(variable.value, environment)
     return environment
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from vertex_launch.sandbox.records import Records
@@ -14,7 +14,10 @@ from vertex_launch.sandbox.wandb_table import Table
 
 @dataclass
 class LaunchAgent:
-    """One registered agent; `name` is also the id of the run in which W&B's own agent keeps its log."""
+    """One registered agent; `name` is also the id of the run in which W&B's own agent keeps its log.
+
+    `statuses` are those that it has had, in their order, each change once.
+    """
 
     id: str
     name: str
@@ -23,7 +26,7 @@ class LaunchAgent:
     created_at: str
     config: str | None = None
     version: str | None = None
-    status: str = "POLLING"
+    statuses: list[str] = field(default_factory=lambda: ["POLLING"])
     stop_polling: bool = False
     heartbeat_at: str | None = None
 
@@ -31,6 +34,11 @@ class LaunchAgent:
     def key(self) -> str:
         """The id."""
         return self.id
+
+    @property
+    def status(self) -> str:
+        """The status it has now."""
+        return self.statuses[-1]
 
 
 class Agents:
@@ -78,8 +86,8 @@ class Agents:
             WandbRefusal: 404 for an unknown agent.
         """
         agent = self._known(agent_id)
-        if status is not None:
-            agent.status = status
+        if status not in {None, agent.status}:
+            agent.statuses.append(str(status))
         self.beat(agent)
         return agent
 

@@ -16,10 +16,12 @@ from vertex_launch.sandbox.wandb_items import Items, QueueItem
 from vertex_launch.sandbox.wandb_queues import LAUNCH_PROJECT, Queues, RunQueue
 from vertex_launch.sandbox.wandb_refusal import WandbRefusal
 from vertex_launch.sandbox.wandb_runs import Run, Runs
-from vertex_launch.sandbox.wandb_storage import Storage
+from vertex_launch.sandbox.wandb_storage import Storage, run_files_folder
+from vertex_launch.sandbox.wandb_sweeps import Sweep, Sweeps, SweepState
 from vertex_launch.sandbox.wandb_table import Table
 
 USERNAME = "sandbox-user"
+_HIDDEN_ENTITY = "hidden-entity"
 
 
 class WallClock(Protocol):
@@ -80,6 +82,7 @@ class WandbBackend:
         self.items = Items(records, now, lease_seconds=lease_seconds)
         self.agents = Agents(records, now)
         self.runs = Runs(records, now, heartbeat_seconds=heartbeat_seconds)
+        self.sweeps = Sweeps(records, now)
         self.artifacts = Artifacts(records, self.storage, now)
         self.ensure_project(entity, LAUNCH_PROJECT)
 
@@ -92,6 +95,17 @@ class WandbBackend:
     def base_url(self, url: str) -> None:
         self.storage.base_url = url.rstrip("/")
 
+    def hide_entity(self, name: str) -> None:
+        """Let there be another entity, whose runs are written but never shown to the API key.
+
+        It stands for one that the job's key belongs to and the launch agent's does not.
+        """
+        self._records.put(_HIDDEN_ENTITY, name, {})
+
+    def is_hidden(self, entity: str | None) -> bool:
+        """Return whether an entity's projects are kept from the API key."""
+        return entity is not None and self._records.get(_HIDDEN_ENTITY, entity) is not None
+
     def project(self, entity: str | None, name: str | None) -> Project | None:
         """Return a project, or None; without an entity it is the team's."""
         return self._projects.get(f"{entity or self.entity}/{name}")
@@ -100,9 +114,10 @@ class WandbBackend:
         """Return a project, created if it is not there yet.
 
         Raises:
-            WandbRefusal: 403 for another entity than the team.
+            WandbRefusal: 403 for an entity that is neither the team nor a hidden one.
         """
-        if (entity or self.entity) != self.entity:
+        entity = entity or self.entity
+        if entity != self.entity and not self.is_hidden(entity):
             raise WandbRefusal(403, "permission denied")
         found = self.project(entity, name)
         if found:
@@ -111,7 +126,7 @@ class WandbBackend:
         project = Project(
             id=make_id("Project", number),
             internal_id=number,
-            entity=self.entity,
+            entity=entity,
             name=name,
             created_at=self._clock.now().isoformat(),
         )
@@ -148,6 +163,19 @@ class WandbBackend:
     def run(self, project: str, name: str) -> Run | None:
         """Return one of the team's runs as it stands now, or None."""
         return self.runs.get(self.entity, project, name)
+
+    def file(self, project: str, run: str, path: str) -> bytes | None:
+        """Return a file that was uploaded to one of the team's runs, or None."""
+        return self.storage.read(run_files_folder(self.entity, project, run) + path)
+
+    def put_sweep(self, project: str, name: str, state: str = SweepState.RUNNING.value) -> Sweep:
+        """Create one of the team's sweeps in a state, or put the one there is into that state."""
+        self.ensure_project(self.entity, project)
+        return self.sweeps.put(self.entity, project, name, state)
+
+    def sweep(self, project: str, name: str) -> Sweep | None:
+        """Return one of the team's sweeps, or None."""
+        return self.sweeps.get(self.entity, project, name)
 
     def stop_polling(self, agent_id: str) -> None:
         """Ask a launch agent to stop, as the button in W&B's UI does."""

@@ -22,19 +22,19 @@ class RawJson:
     text: str
 
 
-def entity_view(backend: WandbBackend) -> View:
-    """Return the team."""
+def entity_view(name: str) -> View:
+    """Return a team."""
     return {
-        "id": make_id("Entity", 1),
-        "name": backend.entity,
+        "id": make_id("Entity", name),
+        "name": name,
         "isTeam": True,
-        "organization": {"name": backend.entity, "coreWeaveOrganizationId": None, "featureFlags": []},
+        "organization": {"name": name, "coreWeaveOrganizationId": None, "featureFlags": []},
     }
 
 
 def user_view(backend: WandbBackend) -> View:
     """Return the user whom the API key belongs to."""
-    team = entity_view(backend)
+    team = entity_view(backend.entity)
     return {
         "id": make_id("User", 1),
         "name": "Sandbox User",
@@ -54,7 +54,7 @@ def user_view(backend: WandbBackend) -> View:
 def project_view(backend: WandbBackend, project: Project) -> View:
     """Return a project; its queues, runs and artifacts are resolved on demand."""
     return {
-        "entity": entity_view(backend),
+        "entity": entity_view(project.entity),
         "id": project.id,
         "internalId": make_id("ProjectInternalId", project.internal_id),
         "name": project.name,
@@ -92,15 +92,16 @@ def _server_info(_root: None, _backend: WandbBackend, _args: Mapping[str, Any]) 
 
 
 def _entity(_root: None, backend: WandbBackend, args: Mapping[str, Any]) -> View | None:
-    return entity_view(backend) if args["name"] == backend.entity else None
+    return entity_view(backend.entity) if args["name"] == backend.entity else None
 
 
 def _organization(_root: None, backend: WandbBackend, args: Mapping[str, Any]) -> View | None:
-    return entity_view(backend)["organization"] if args["name"] == backend.entity else None
+    return entity_view(backend.entity)["organization"] if args["name"] == backend.entity else None
 
 
 def _project(_root: None, backend: WandbBackend, args: Mapping[str, Any]) -> View | None:
-    project = backend.project(args.get("entityName"), args.get("name"))
+    entity = args.get("entityName")
+    project = None if backend.is_hidden(entity) else backend.project(entity, args.get("name"))
     return project_view(backend, project) if project else None
 
 

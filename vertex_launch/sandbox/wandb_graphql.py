@@ -31,6 +31,7 @@ from vertex_launch.sandbox.wandb_fields import FIELDS, RawJson, Resolver
 from vertex_launch.sandbox.wandb_queue_fields import QUEUE_FIELDS
 from vertex_launch.sandbox.wandb_refusal import WandbRefusal
 from vertex_launch.sandbox.wandb_run_fields import RUN_FIELDS
+from vertex_launch.sandbox.wandb_sweep_fields import SWEEP_FIELDS
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ def refusal(http_status: int, message: str) -> GraphqlAnswer:
 @cache
 def _schema() -> GraphQLSchema:
     schema = build_schema(Path(__file__).with_name("wandb_schema.graphql").read_text(encoding="utf-8"))
-    for path, resolve in {**FIELDS, **QUEUE_FIELDS, **RUN_FIELDS, **ARTIFACT_FIELDS}.items():
+    fields = {**FIELDS, **QUEUE_FIELDS, **RUN_FIELDS, **SWEEP_FIELDS, **ARTIFACT_FIELDS}
+    for path, resolve in fields.items():
         type_name, field_name = path.split(".")
         object_type = cast("GraphQLObjectType", schema.type_map[type_name])
         object_type.fields[field_name].resolve = _bound(resolve)

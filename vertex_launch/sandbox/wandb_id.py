@@ -16,6 +16,11 @@ def run_id(entity: str, project: str, name: str) -> str:
     return make_id("Run", f"v1:{name}:{project}:{entity}")
 
 
+def sweep_id(entity: str, project: str, name: str) -> str:
+    """Return a sweep's global id, as upsertSweep takes it."""
+    return make_id("Sweep", f"v1:{name}:{project}:{entity}")
+
+
 def run_key_of(global_id: str) -> str | None:
     """Return `entity/project/run` of a run's global id, or None if it is not one."""
     try:

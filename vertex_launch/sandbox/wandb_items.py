@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -18,6 +18,7 @@ from vertex_launch.sandbox.wandb_templates import fill, values_of
 
 _MEDIUM = 2
 _PRIORITIES = range(4)
+_ERROR, _WARNING = "error", "warning"
 
 
 class QueueItemState(StrEnum):
@@ -31,7 +32,11 @@ class QueueItemState(StrEnum):
 
 @dataclass
 class QueueItem:
-    """One launch that waits, is leased, or was taken. `number` orders the items of all queues."""
+    """One launch that waits, is leased, or was taken. `number` orders the items of all queues.
+
+    `notices` are all its failures and warnings in their order: `kind` (`error`, `warning`), `message`,
+    `stage` and `filePaths`.
+    """
 
     id: str
     number: int
@@ -43,13 +48,28 @@ class QueueItem:
     associated_run_id: str | None = None
     agent_id: str | None = None
     leased_until: float | None = None
-    error: dict[str, Any] | None = None
-    warning: dict[str, Any] | None = None
+    notices: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @property
     def key(self) -> str:
         """The id."""
         return self.id
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """The latest of its failures: `message`, `stage` and `filePaths`."""
+        return self._latest(_ERROR)
+
+    @property
+    def warning(self) -> dict[str, Any] | None:
+        """The latest of its warnings: `message`, `stage` and `filePaths`."""
+        return self._latest(_WARNING)
+
+    def _latest(self, kind: str) -> dict[str, Any] | None:
+        for notice in reversed(self.notices):
+            if notice["kind"] == kind:
+                return {name: value for name, value in notice.items() if name != "kind"}
+        return None
 
 
 class Items:
@@ -163,18 +183,18 @@ class Items:
         item = self._known(item_id)
         item.state = QueueItemState.FAILED.value
         item.leased_until = None
-        item.error = {"message": message, "stage": stage, "filePaths": file_paths or []}
+        item.notices.append(_notice(_ERROR, message, stage, file_paths))
         self._save(item)
         return item
 
     def warn(self, item_id: str, message: str, stage: str, file_paths: list[str] | None) -> QueueItem:
-        """Keep a warning on an item; the latest one stands.
+        """Keep a warning on an item; the latest one is what W&B shows.
 
         Raises:
             WandbRefusal: 404 for an unknown item.
         """
         item = self._known(item_id)
-        item.warning = {"message": message, "stage": stage, "filePaths": file_paths or []}
+        item.notices.append(_notice(_WARNING, message, stage, file_paths))
         self._save(item)
         return item
 
@@ -199,6 +219,10 @@ class Items:
     def _save(self, item: QueueItem) -> None:
         item.updated_at = self._now().isoformat()
         self._items.save(item)
+
+
+def _notice(kind: str, message: str, stage: str, file_paths: list[str] | None) -> dict[str, Any]:
+    return {"kind": kind, "message": message, "stage": stage, "filePaths": file_paths or []}
 
 
 def _place(queue: RunQueue, item: QueueItem) -> tuple[int, int]:

@@ -11,16 +11,11 @@ from vertex_launch.sandbox.wandb_backend import WandbBackend
 from vertex_launch.sandbox.wandb_fields import Resolver, View, page, project_view, user_view
 from vertex_launch.sandbox.wandb_id import make_id
 from vertex_launch.sandbox.wandb_refusal import WandbRefusal, parse_json_object
-from vertex_launch.sandbox.wandb_runs import Run
-from vertex_launch.sandbox.wandb_storage import StoredFile
+from vertex_launch.sandbox.wandb_runs import Run, RunState
+from vertex_launch.sandbox.wandb_storage import StoredFile, run_files_folder
 
 Args = Mapping[str, Any]
 _SUCCESS: View = {"success": True, "clientMutationId": None}
-
-
-def run_files_folder(entity: str, project: str, run: str) -> str:
-    """Return where a run's files are in the storage."""
-    return f"run/{entity}/{project}/{run}/"
 
 
 def run_view(backend: WandbBackend, run: Run) -> View:
@@ -43,6 +38,10 @@ def run_view(backend: WandbBackend, run: Run) -> View:
         "sweepName": run.sweep,
         "state": run.state,
         "stopped": run.stopped,
+        "shouldStop": run.stopped,
+        "running": run.state == RunState.RUNNING,
+        "failed": run.state in {RunState.FAILED, RunState.CRASHED, RunState.KILLED},
+        "exitcode": run.exit_code,
         "readOnly": False,
         "user": user_view(backend),
         "createdAt": run.created_at,
@@ -183,18 +182,25 @@ def _upsert_bucket(_root: None, backend: WandbBackend, values: Args) -> View:
     return {"bucket": run_view(backend, run), "inserted": inserted}
 
 
+def _shown(backend: WandbBackend, global_id: str) -> Run:
+    run = backend.runs.by_id(global_id)
+    if backend.is_hidden(run.entity):
+        raise WandbRefusal(404, "run not found")
+    return run
+
+
 def _update_run_state(_root: None, backend: WandbBackend, values: Args) -> View:
-    backend.runs.update_state(backend.runs.by_id(values["id"]), values["state"])
+    backend.runs.update_state(_shown(backend, values["id"]), values["state"])
     return _SUCCESS
 
 
 def _stop_run(_root: None, backend: WandbBackend, values: Args) -> View:
-    backend.runs.stop(backend.runs.by_id(values["id"]))
+    backend.runs.stop(_shown(backend, values["id"]))
     return _SUCCESS
 
 
 def _delete_run(_root: None, backend: WandbBackend, values: Args) -> View:
-    backend.runs.delete(backend.runs.by_id(values["id"]))
+    backend.runs.delete(_shown(backend, values["id"]))
     return _SUCCESS
 
 

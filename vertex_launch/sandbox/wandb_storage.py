@@ -22,6 +22,11 @@ class StoredFile:
     md5: str
 
 
+def run_files_folder(entity: str, project: str, run: str) -> str:
+    """Return where a run's files are in the storage."""
+    return f"run/{entity}/{project}/{run}/"
+
+
 class Storage:
     """Files by path, served under `/storage/<path>` of `base_url`."""
 

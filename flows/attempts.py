@@ -1,0 +1,224 @@
+"""The attempts of a launch: found again at Vertex AI by their labels, created, and followed by others.
+
+An attempt is one CustomJob. What came before is read from Vertex AI each time, so a process that
+takes a launch over counts on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prefect import get_run_logger
+
+from flows.live_launch import LiveLaunch, Prepared
+from flows.session import LaunchSession
+from vertex_launch.diagnosis import Category, Diagnosis, diagnose
+from vertex_launch.errors import LaunchError, OutcomeUnknown, OverQuota
+from vertex_launch.lifecycle import (
+    Cancel,
+    Desired,
+    ItemState,
+    JobRecord,
+    Observed,
+    Report,
+    Requester,
+    StopRequest,
+    Submit,
+    Wait,
+    decide,
+)
+from vertex_launch.render import ITEM_LABEL, LaunchContext, Rendering, launch_key, render
+from vertex_launch.second_chances import (
+    Attempt,
+    Policy,
+    by_attempt,
+    current_attempt,
+    next_attempt,
+    was_queueing_timeout,
+)
+
+# Vertex AI's LIST may lag behind a create whose answer was lost.
+LOOK_AGAIN_SECONDS = (2.0, 8.0)
+
+
+def render_attempt(session: LaunchSession, live: LiveLaunch) -> Rendering:
+    """Return the job of the launch's current attempt.
+
+    Raises InvalidQueueConfig with everything that is wrong.
+    """
+    block, prepared, run = session.block, _prepared(live), live.run
+    assert run is not None
+    endpoint = block.wandb_credentials.endpoint()
+    return render(
+        prepared.spec,
+        prepared.config.plan(live.attempt.plan),
+        LaunchContext(
+            item_id=live.item.item_id,
+            queue_entity=block.entity,
+            queue_name=block.queue,
+            run_id=run.run_id,
+            image_uri=prepared.image.image_uri,
+            base_url=endpoint.base_url,
+            api_key=live.api_key or endpoint.api_key,
+            project=block.project,
+            location=_location(session, prepared, live.attempt.plan),
+            attempt=live.attempt.number,
+            macros=block.macros(),
+            job_entry_point=prepared.image.entry_point,
+            api_key_of_author=live.api_key is not None,
+            api_key_secret=block.api_key_secret,
+            code=prepared.image.code,
+            locks=block.scheduler_locks() if prepared.spec.is_scheduler else block.locks(),
+            block_defaults=block.defaults(),
+        ),
+    )
+
+
+async def find(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+    """Return the launch's job: the one that is under way, or the last one if no other is to follow.
+
+    None means that a job is to be created, for `live.attempt`. Of two live jobs the one too many is
+    cancelled.
+    """
+    while True:
+        jobs = await _jobs(session, live)
+        match _decision(session, live, jobs):
+            case Wait(job=job):
+                earlier = [other for other in jobs if other.attempt < job.attempt]
+                _stand_at(session, live, _ended(earlier))
+                return job
+            case Report():
+                *earlier, last = _ended(jobs)
+                if (following := _following(session, live, [*earlier, last])) is None:
+                    _stand_at(session, live, earlier)
+                    return last
+                live.begin(following, (*earlier, last))
+                return None
+            case Cancel(job=job, reason=reason):
+                get_run_logger().error("Cancelling %s: %s", job.name, reason)
+                await (await session.regions.of(job.name)).jobs.cancel(job.name)
+                await session.clock.sleep(LOOK_AGAIN_SECONDS[0])
+            case Submit():
+                live.begin(Attempt(number=1, plan=0), ())
+                return None
+            case decision:
+                raise LaunchError(f"item {live.item.item_id}: nothing can be done for {decision}")
+
+
+async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
+    """Create the job of the current attempt; where a plan's machines are over quota, of its next plan.
+
+    Raises OverQuota when no plan is left, Refused with Vertex AI's own words when it will not have
+    the job, and OutcomeUnknown when nobody can tell whether there is one.
+    """
+    while True:
+        try:
+            return await _create(session, live, render_attempt(session, live))
+        except OverQuota as error:
+            plan = live.attempt.plan + 1
+            if not error.is_capacity or plan >= live.plans:
+                raise
+            get_run_logger().warning("Trying fallback %d: %s", plan, error)
+            live.attempt = Attempt(live.attempt.number, plan)
+
+
+def turn_to_next(session: LaunchSession, live: LiveLaunch) -> bool:
+    """Turn to the attempt that is to follow the one that has just ended; False if none is."""
+    assert live.job is not None
+    ended = (*live.ended, live.job)
+    if live.item.job_name or (following := _following(session, live, ended)) is None:
+        return False
+    live.begin(following, ended)
+    return True
+
+
+def diagnose_attempt(session: LaunchSession, live: LiveLaunch, job: JobRecord) -> Diagnosis:
+    """Return why an attempt's job ended, whoever watched it then."""
+    stop = live.stop if live.job is not None and live.job.job_id == job.job_id else None
+    if stop is None and was_queueing_timeout(job, session.block.queueing_timeout_seconds):
+        stop = StopRequest(Requester.QUEUEING_TIMEOUT, job.end_time or session.clock.now(), 0.0)
+    return diagnose(job, stop=stop)
+
+
+async def _create(session: LaunchSession, live: LiveLaunch, rendering: Rendering) -> JobRecord:
+    location = rendering.parent.rsplit("/", 1)[-1]
+    region = await session.regions.at(location)
+    try:
+        # Dying here is why the label is looked for first: the job is found by the next try.
+        return await region.jobs.create(rendering.job, timeout_seconds=rendering.create_timeout_seconds)
+    except OutcomeUnknown:
+        for pause_seconds in LOOK_AGAIN_SECONDS:
+            await session.clock.sleep(pause_seconds)
+            attempt = live.attempt
+            if job := await find(session, live):
+                return job
+            live.attempt = attempt
+        raise
+
+
+async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ...]:
+    """Return the jobs of this item in every region it may be in, and those this process knows.
+
+    A list that lags must neither hide an attempt nor bring one back that has ended.
+    """
+    prepared = _prepared(live)
+    listed = await session.regions.list(
+        f'labels.{ITEM_LABEL}="{launch_key(live.item.item_id)}"',
+        [_location(session, prepared, plan) for plan in range(live.plans)],
+    )
+    jobs = {job.job_id: job for job in listed}
+    known = (*live.ended, live.job) if live.job is not None else live.ended
+    jobs.update({job.job_id: job for job in known if job.is_terminal or job.job_id not in jobs})
+    return tuple(jobs.values())
+
+
+def _decision(session: LaunchSession, live: LiveLaunch, jobs: tuple[JobRecord, ...]) -> object:
+    assert live.run is not None
+    run_id = live.run.run_id
+    return decide(
+        Observed(item_state=ItemState.CLAIMED, item_run_id=run_id, jobs=jobs),
+        Desired(run_id=run_id, stop=None),
+        session.clock.now(),
+    )
+
+
+def _ended(jobs: Iterable[JobRecord]) -> list[JobRecord]:
+    """Return one job for each attempt, oldest attempt first; of duplicates the older speaks."""
+    return [min(attempt, key=_age) for attempt in by_attempt(jobs).values()]
+
+
+def _following(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobRecord]) -> Attempt | None:
+    if live.is_stopped_by_someone:
+        return None
+    return next_attempt(_categories(session, live, ended), _policy(session, live))
+
+
+def _stand_at(session: LaunchSession, live: LiveLaunch, earlier: Sequence[JobRecord]) -> None:
+    """Take the place in the row of attempts that comes after these."""
+    stop = live.stop
+    categories = _categories(session, live, earlier)
+    live.begin(current_attempt(categories, _policy(session, live)), tuple(earlier))
+    if stop is not None:
+        live.request_stop(stop)
+
+
+def _categories(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobRecord]) -> list[Category]:
+    return [diagnose_attempt(session, live, job).category for job in ended]
+
+
+def _age(job: JobRecord) -> tuple[float, int, str]:
+    created = job.create_time.timestamp() if job.create_time else float("inf")
+    return created, len(job.job_id), job.job_id
+
+
+def _policy(session: LaunchSession, live: LiveLaunch) -> Policy:
+    return Policy(max_relaunches=session.block.max_relaunches, plans=live.plans)
+
+
+def _location(session: LaunchSession, prepared: Prepared, plan: int) -> str:
+    return prepared.config.location_of(plan) or session.block.location
+
+
+def _prepared(live: LiveLaunch) -> Prepared:
+    assert live.prepared is not None
+    return live.prepared

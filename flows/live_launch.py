@@ -1,0 +1,83 @@
+"""One launch that is under way in this process, and what its steps have found out so far.
+
+Nothing here needs to survive: all of it can be found again in Prefect, W&B and Vertex AI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from pydantic import SecretStr
+
+from flows.queue_item import QueueItem
+from vertex_launch.job_source import LaunchImage
+from vertex_launch.lifecycle import JobRecord, Requester, StopRequest
+from vertex_launch.queue_config import QueueConfig
+from vertex_launch.run_spec import RunSpec
+from vertex_launch.second_chances import Attempt
+from vertex_launch.wandb_queue import RunPath
+
+_BY_ITSELF = frozenset({Requester.QUEUEING_TIMEOUT, Requester.START_TIMEOUT})
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a job is made of: kept until it is created, made again from the item when one more is needed."""
+
+    spec: RunSpec
+    config: QueueConfig
+    image: LaunchImage
+
+
+@dataclass(eq=False)
+class LiveLaunch:
+    """A launch in progress.
+
+    Attributes:
+        attempt: The attempt that is under way: its number, and which of the queue's plans it follows.
+        ended: The jobs of the attempts before it, oldest first.
+        plans: How many plans there are: the configuration as written, and its fallbacks.
+        job: The current attempt's job as it was last seen.
+        run_showed_up: Whether the run of a job that succeeded is at W&B.
+        stop: Who wants the job's end.
+        may_submit: Set once the launch has its place under a limit; only sweep schedulers wait for it.
+        job_ended: Set when no job of this launch is under way any more.
+    """
+
+    item: QueueItem
+    flow_run_id: UUID
+    api_key: SecretStr | None = field(default=None, repr=False)
+    run: RunPath | None = None
+    prepared: Prepared | None = field(default=None, repr=False)
+    attempt: Attempt = Attempt(number=1, plan=0)  # noqa: RUF009 - frozen
+    ended: tuple[JobRecord, ...] = ()
+    plans: int = 1
+    job: JobRecord | None = None
+    run_showed_up: bool = True
+    stop: StopRequest | None = None
+    stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
+    job_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    may_submit: asyncio.Event = field(default_factory=asyncio.Event)
+    job_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    # What W&B and Prefect have been told already, so that it is told once.
+    told: set[str] = field(default_factory=set[str])
+
+    def request_stop(self, stop: StopRequest) -> None:
+        """Ask for the job's end; the first person who asked is remembered, before any timeout."""
+        if self.stop is None or (self.stop.who in _BY_ITSELF and stop.who not in _BY_ITSELF):
+            self.stop = stop
+            self.stop_requested.set()
+
+    @property
+    def is_stopped_by_someone(self) -> bool:
+        """Whether a person asked for the end, so that no further attempt is wanted."""
+        return self.stop is not None and self.stop.who not in _BY_ITSELF
+
+    def begin(self, attempt: Attempt, ended: tuple[JobRecord, ...]) -> None:
+        """Turn to the next attempt; a timeout of the one before it is over."""
+        self.attempt, self.ended, self.job = attempt, ended, None
+        if not self.is_stopped_by_someone:
+            self.stop = None
+            self.stop_requested.clear()

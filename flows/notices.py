@@ -1,0 +1,70 @@
+"""What is said of an item at W&B, and of its launch in Prefect, while it is under way.
+
+W&B shows the message of a failed item, and the file that goes with it, beside the run queue.
+"""
+
+from __future__ import annotations
+
+import httpx
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.states import Running
+
+from flows.live_launch import LiveLaunch
+from flows.session import LaunchSession
+from vertex_launch.errors import LaunchError
+from vertex_launch.wandb_queue import error_file
+
+# The stages of a failure that W&B's own agent knows: before there is a job, and after.
+AGENT_STAGE = "agent"
+RUN_STAGE = "run"
+RUNNING = "Running"
+
+
+async def fail(session: LaunchSession, live: LiveLaunch, message: str, *, stage: str) -> None:
+    """Fail the item with a message; the whole of it is in a file too, if there is an agent to keep it."""
+    paths = await _saved(session, live, message)
+    await session.wandb.fail(live.item.item_id, message, stage, paths)
+
+
+async def warn(session: LaunchSession, live: LiveLaunch, message: str) -> None:
+    """Attach a warning to the item, once for each message; it is not worth ending anything for."""
+    if message in live.told:
+        return
+    live.told.add(message)
+    get_run_logger().warning(message)
+    try:
+        await session.wandb.warn(live.item.item_id, message, RUN_STAGE)
+    except LaunchError as error:
+        get_run_logger().warning("W&B did not take the warning: %s", error)
+
+
+async def show(live: LiveLaunch, name: str, message: str) -> None:
+    """Give the flow run a state of this name, so that its page says what it waits for.
+
+    A run that somebody is cancelling keeps that state: Prefect refuses to change it.
+    """
+    if name == RUNNING and "state" not in live.told:
+        return
+    try:
+        async with get_client() as client:
+            await client.set_flow_run_state(live.flow_run_id, Running(name=name, message=message))
+    except httpx.HTTPError as error:
+        get_run_logger().warning("Prefect did not take the state %s: %s", name, error)
+        return
+    if name == RUNNING:
+        live.told.discard("state")
+    else:
+        live.told.add("state")
+
+
+async def _saved(session: LaunchSession, live: LiveLaunch, text: str) -> list[str]:
+    if session.agent_name is None:
+        return []
+    path = error_file(live.item.item_id)
+    try:
+        await session.wandb.upload_agent_file(session.agent_name, path, text)
+    except LaunchError as error:
+        get_run_logger().warning("The error file could not be left at W&B: %s", error)
+        return []
+    return [path]

@@ -1,0 +1,80 @@
+"""What has to be known before an item can become a job: its run spec, configuration, image, permission."""
+
+from __future__ import annotations
+
+from flows.live_launch import LiveLaunch, Prepared
+from flows.notices import show
+from flows.queue_item import QueueItem
+from flows.session import LaunchSession
+from vertex_launch.clock import until_any
+from vertex_launch.errors import LaunchError
+from vertex_launch.job_source import LaunchImage, image_of_job
+from vertex_launch.queue_config import QueueConfig, parse_queue_config
+from vertex_launch.run_spec import RunSpec, parse_run_spec
+from vertex_launch.sweep_scheduler import check_sweep_state, scheduler_image, scheduler_resource_args
+
+
+async def prepare(session: LaunchSession, live: LiveLaunch) -> Prepared:
+    """Return what the launch's job is made of, for all of its attempts.
+
+    Raises InvalidRunSpec or InvalidQueueConfig with everything that is wrong.
+    """
+    spec = parse_run_spec(live.item.payload, item_id=live.item.item_id)
+    config = _config(session, spec)
+    live.plans = 1 + len(config.launch.fallbacks)
+    live.prepared = Prepared(spec, config, await _image(session, live, spec))
+    return live.prepared
+
+
+async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
+    """Whether a first job may be created now: nobody wants the launch's end, and its sweep goes on.
+
+    A sweep scheduler waits here for its place under the limit for schedulers. Raises InvalidRunSpec
+    for a trial of a sweep that has ended.
+    """
+    assert live.prepared is not None
+    spec = live.prepared.spec
+    if not live.may_submit.is_set():
+        await show(live, "WaitingForSlot", "The queue runs as many sweep schedulers at once as it may.")
+        await until_any(live.may_submit, live.stop_requested, session.handover)
+    if live.stop_requested.is_set() or session.handover.is_set():
+        return False
+    if spec.sweep_id and not spec.is_scheduler and live.attempt.number == 1:
+        state = await session.wandb.read_sweep_state(spec.entity, spec.project, spec.sweep_id)
+        check_sweep_state(state, spec.sweep_id)
+    return True
+
+
+def locations(session: LaunchSession, item: QueueItem) -> list[str]:
+    """Return the regions that an item's jobs may be in."""
+    own = session.block.location
+    try:
+        config = _config(session, parse_run_spec(item.payload, item_id=item.item_id))
+    except LaunchError:
+        return [own]
+    return [own, *(fallback.location for fallback in config.launch.fallbacks if fallback.location)]
+
+
+def _config(session: LaunchSession, spec: RunSpec) -> QueueConfig:
+    defaults = session.block.defaults()
+    if not spec.is_scheduler:
+        return parse_queue_config(
+            spec.resource_args, defaults=defaults, where=f"resource_args.{spec.resource}"
+        )
+    return parse_queue_config(scheduler_resource_args(spec, defaults), where="the sweep scheduler's job")
+
+
+async def _image(session: LaunchSession, live: LiveLaunch, spec: RunSpec) -> LaunchImage:
+    """Return the image the run is to use, and what its W&B job brings along."""
+    if spec.is_scheduler and spec.job is None:
+        return LaunchImage(scheduler_image(spec, session.block.scheduler_image))
+    if spec.image_uri is not None:
+        return LaunchImage(spec.image_uri)
+    assert spec.job is not None
+    entity, project, name = spec.job.split("/", 2)
+    source = await session.wandb.read_job(entity, project, name)
+    return image_of_job(
+        source,
+        where=f"item {live.item.item_id}: job {spec.job}",
+        working_dir=spec.overrides.working_dir,
+    )

@@ -1,0 +1,276 @@
+"""One queue, as an agent serves it: take a slot, take an item, start its launch, see it through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Abort
+
+from flows.background import in_background
+from flows.launch_runs import LaunchRuns
+from flows.live_launch import LiveLaunch
+from flows.queue_item import QueueItem
+from flows.session import LaunchSession
+from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
+from vertex_launch.clock import Clock
+from vertex_launch.lifecycle import Requester, StopRequest
+from vertex_launch.wandb_queue import PoppedItem
+
+logger = logging.getLogger("prefect.vertex_launch.agent")
+
+ADOPTION_SECONDS = 60.0
+
+
+class Found(Enum):
+    """What one look for work has found."""
+
+    ITEM = auto()
+    EMPTY_QUEUE = auto()
+    NO_SLOT = auto()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one agent did."""
+
+    launched: int = 0
+    adopted: int = 0
+    handed_over: int = 0
+    ends: Counter[str] = field(default_factory=Counter[str])
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.launched + other.launched,
+            self.adopted + other.adopted,
+            self.handed_over + other.handed_over,
+            self.ends + other.ends,
+        )
+
+    def __str__(self) -> str:
+        ends = ", ".join(f"{count} {state}" for state, count in sorted(self.ends.items())) or "none ended"
+        return f"{self.launched} launched, {self.adopted} adopted, {self.handed_over} handed over; {ends}."
+
+
+class QueueServer:
+    """One agent's work on one queue.
+
+    `wake` is set whenever there may be something to do before the next look. Whatever goes wrong with
+    one item stays with that item.
+    """
+
+    def __init__(
+        self, session: LaunchSession, client: PrefectClient, *, agent_run_id: UUID, wake: asyncio.Event
+    ) -> None:
+        block = session.block
+        self.session = session
+        self.tally = Tally()
+        self.agent_id: str | None = None
+        self._wake = wake
+        self._clock: Clock = session.clock
+        self._runs = LaunchRuns(
+            client,
+            block_name=session.block_name,
+            entity=block.entity,
+            queue=block.queue,
+            owner_id=agent_run_id,
+            clock=self._clock,
+        )
+        self._slots = slots_of(block, client, holder_id=agent_run_id, clock=self._clock)
+        self._scheduler_slots = scheduler_slots_of(block, client, holder_id=agent_run_id, clock=self._clock)
+        self._carried: dict[str, asyncio.Task[None]] = {}
+        # An item whose flow run could not be made: it is ours until its lease ends.
+        self._held: PoppedItem | None = None
+        # Asked for while an item is being started: in a burst the next one need not wait for it.
+        self._next_slot: asyncio.Task[Slot | None] | None = None
+        # A flow run that is just being made must not look like one that nobody carries.
+        self._booking = asyncio.Lock()
+        # Sweep schedulers that wait for their place under the limit of schedulers.
+        self._waiting_schedulers: dict[str, tuple[Slot, LiveLaunch]] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a launch is under way, or one is owed a slot."""
+        return bool(self._carried or self._slots.owed)
+
+    async def prepare(self) -> None:
+        """Make sure of the queue's limits. Raises NotFound for a shared limit that is not there."""
+        await self._slots.ensure_limit()
+        await self._scheduler_slots.ensure_limit()
+
+    @contextlib.asynccontextmanager
+    async def slots_renewed(self) -> AsyncIterator[None]:
+        """Keep the leases of all slots while the body runs."""
+        async with (
+            in_background(self._slots.keep_renewed, "slot renewal", self._clock),
+            in_background(self._scheduler_slots.keep_renewed, "scheduler slot renewal", self._clock),
+        ):
+            yield
+
+    async def start_next(self) -> Found:
+        """Take a slot and then an item, and start its launch.
+
+        Raises LaunchError or httpx.HTTPError when W&B or Prefect cannot be asked.
+        """
+        await self._admit_schedulers()
+        if not await self._slots.settle():
+            await self._release_next_slot()
+            return Found.NO_SLOT
+        slot = await self._take_slot()
+        if slot is None:
+            return Found.NO_SLOT
+        is_started = False
+        try:
+            popped = self._held or await self._pop()
+            if popped is None:
+                return Found.EMPTY_QUEUE
+            self._held = popped
+            self.session.calm.clear()
+            if not self.session.block.shared_limits:  # there the next slot is another queue's turn
+                self._next_slot = asyncio.create_task(self._slots.try_take())
+            is_started = await self._begin(popped, slot)
+            self._held = None
+            return Found.ITEM
+        finally:
+            if not is_started:
+                await self._slots.release(slot)
+
+    async def has_shared_room(self) -> bool:
+        """Whether the limits that the queue shares have room, so that only its own one can be full."""
+        return await self._slots.has_shared_room()
+
+    async def try_to_adopt(self) -> bool:
+        """Carry on what another agent left; False when Prefect cannot be asked for it."""
+        try:
+            async with self._booking:
+                await self._adopt()
+        except httpx.HTTPError as error:
+            logger.warning("Prefect could not be asked for unfinished launches: %s", error)
+            return False
+        return True
+
+    async def keep_adopting(self) -> None:
+        """Look for launches that nobody carries, for ever."""
+        while True:
+            await self._clock.sleep(ADOPTION_SECONDS)
+            await self.try_to_adopt()
+
+    async def hand_over(self) -> None:
+        """Leave every launch whose job is under way to the next agent; jobs are not touched."""
+        self.session.calm.set()
+        self.session.handover.set()
+        with contextlib.suppress(httpx.HTTPError):  # its lease ends by itself
+            await self._release_next_slot()
+        while self._carried:
+            await asyncio.wait(set(self._carried.values()))
+
+    async def _take_slot(self) -> Slot | None:
+        """Return the slot that was asked for while the last item was started, else ask now."""
+        asked, self._next_slot = self._next_slot, None
+        return await (asked or self._slots.try_take())
+
+    async def _release_next_slot(self) -> None:
+        if self._next_slot is not None and (slot := await self._take_slot()) is not None:
+            await self._slots.release(slot)
+
+    async def _pop(self) -> PoppedItem | None:
+        # Dying after this line costs the item its lease, a minute, and nothing else.
+        return await self.session.wandb.pop(self.agent_id)
+
+    async def _begin(self, popped: PoppedItem, slot: Slot) -> bool:
+        """Start the launch of an item; return whether it goes on under `slot`.
+
+        It does not if another agent carries it, or if it is a sweep scheduler, which counts under a
+        limit of its own.
+        """
+        item = QueueItem.from_popped(popped)
+        async with self._booking:
+            flow_run = await self._runs.create(item)
+            if flow_run is None:
+                return False
+            self.tally.launched += 1
+            live = LiveLaunch(item, flow_run.id, api_key=popped.api_key)
+            if item.is_scheduler:
+                self._carry_scheduler(flow_run, live)
+                return False
+            self._carry(flow_run, live, self._slots, slot)
+        return True
+
+    def _carry(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+        live.may_submit.set()
+        self._start(flow_run, live, slots, slot)
+
+    def _carry_scheduler(self, flow_run: FlowRun, live: LiveLaunch) -> None:
+        slot = self._scheduler_slots.owe()
+        self._waiting_schedulers[live.item.item_id] = (slot, live)
+        self._start(flow_run, live, self._scheduler_slots, slot)
+
+    def _start(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+        item_id = live.item.item_id
+        self.session.live[item_id] = live
+        self._carried[item_id] = asyncio.create_task(self._see_through(flow_run, live, slots, slot))
+
+    async def _admit_schedulers(self) -> None:
+        """Let the sweep schedulers start that have got their place under the limit of schedulers."""
+        if self._waiting_schedulers:
+            await self._scheduler_slots.settle()
+        for item_id, (slot, live) in [*self._waiting_schedulers.items()]:
+            if slot.is_held:
+                live.may_submit.set()
+                del self._waiting_schedulers[item_id]
+
+    async def _see_through(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+        """Follow one launch to its end; give its slot back when no job of it is under way any more."""
+        launch_task = self._runs.start(flow_run, self.session)
+        job_ended = asyncio.create_task(live.job_ended.wait())
+        try:
+            await asyncio.wait({launch_task, job_ended}, return_when=asyncio.FIRST_COMPLETED)
+            await slots.release(slot)
+            self._wake.set()
+            state = await launch_task
+            self.tally.ends[(state.name or state.type.value).lower()] += 1
+        except Abort:
+            self.tally.handed_over += 1
+            await self._leave(flow_run)
+        except Exception:
+            # Its flow run is not in a final state: the next adoption pass starts it again.
+            logger.exception("The launch of item %s was interrupted", live.item.item_id)
+        finally:
+            job_ended.cancel()
+            self.session.live.pop(live.item.item_id, None)
+            self._carried.pop(live.item.item_id, None)
+            self._waiting_schedulers.pop(live.item.item_id, None)
+            self._wake.set()
+
+    async def _leave(self, flow_run: FlowRun) -> None:
+        """Mark a launch as one to adopt. Left unmarked it is found too, once this agent's run has ended."""
+        try:
+            await self._runs.hand_over(flow_run.id)
+        except httpx.HTTPError as error:
+            logger.warning("The launch %s could not be marked for adoption: %s", flow_run.name, error)
+
+    async def _adopt(self) -> None:
+        carried = {live.flow_run_id for live in self.session.live.values()}
+        for orphan in await self._runs.find_orphans(carried):
+            item = QueueItem.model_validate(orphan.parameters["item"])
+            if item.item_id in self._carried:
+                continue
+            live = LiveLaunch(item, orphan.id)
+            if orphan.state is not None and orphan.state.is_cancelling():
+                live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
+            flow_run = await self._runs.take_over(orphan)
+            logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)
+            self.tally.adopted += 1
+            if item.is_scheduler:
+                self._carry_scheduler(flow_run, live)
+            else:
+                self._carry(flow_run, live, self._slots, self._slots.owe())

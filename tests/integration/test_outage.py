@@ -1,0 +1,75 @@
+"""W&B and Vertex AI go away under an agent, and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.agent import agent
+from tests.integration.conftest import PrefectServer
+from tests.integration.eventually import until
+from tests.integration.launch_queue import LaunchQueue
+from vertex_launch.lifecycle import LaunchState
+from vertex_launch.sandbox.server import Sandbox
+
+
+def port_of(url: str) -> int:
+    return int(url.rsplit(":", 1)[1])
+
+
+def again(sandbox: Sandbox, state: Path) -> Sandbox:
+    """The same servers once more: on the same ports, and they remember everything."""
+    return Sandbox(
+        state=state, wandb_port=port_of(sandbox.wandb_url), vertex_grpc_port=port_of(sandbox.vertex_grpc_url),
+        queued_seconds=0, pending_seconds=0,
+    )  # fmt: skip
+
+
+async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
+    prefect_api: PrefectServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    state = tmp_path / "state.db"
+    async with Sandbox(state=state, queued_seconds=0, pending_seconds=0) as before:
+        queue = LaunchQueue(before)
+        await queue.create(call_timeout_seconds=1.0)
+        running = queue.push("python", "-c", "import time; time.sleep(600)")
+        serving = asyncio.create_task(
+            asyncio.wait_for(agent(queues=[queue.name], drain=True, return_state=True), 100)
+        )
+
+        async def is_running() -> bool:
+            return any(job.launch_state is LaunchState.RUNNING for job in await queue.jobs())
+
+        await until(is_running)
+
+    def noticed(pattern: str) -> Any:
+        async def found() -> bool:
+            return bool(re.search(pattern, caplog.text))
+
+        return found
+
+    await until(noticed("Nothing could be taken from"))
+    await until(noticed("The jobs of .* could not be read"))
+    async with again(before, state) as after:
+        queue = LaunchQueue(after, name=queue.name)
+        later = queue.push("sandbox/no-wandb")
+
+        async def has_started() -> Any:
+            return queue.item(later).associated_run_id
+
+        await until(has_started)
+        [job] = [job for job in await queue.jobs() if not job.is_terminal]
+        assert after.vertex.calls["CancelCustomJob"] == 0
+        after.vertex.cancel(job.name)
+        ended = await serving
+
+    assert ended.is_completed()
+    assert "2 launched, 0 adopted" in (ended.message or "")
+    assert queue.item(running).state == "FAILED"
+    assert "cancelled-elsewhere" in queue.item(running).error["message"]

@@ -1,0 +1,1 @@
+"""The program that runs inside of a job's container, before the launch's own command."""

@@ -1,0 +1,204 @@
+"""What the servers of the sandbox were asked and what they answered, as lines of JSON in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, cast
+
+import grpc
+import grpc.aio
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
+
+from vertex_launch.sandbox.start_refusal import StartRefusal
+
+MAX_BODY_BYTES = 64 * 1024
+_REDACTED: Final = "REDACTED"
+_OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
+
+
+class RequestLog:
+    """The file, to which every request adds a line.
+
+    A line has `time`, `server`, `method`, `operation`, `path`, `headers`, `request`, `status` and
+    `response`. The Authorization header reads REDACTED; everything else is there as it came, secrets in
+    bodies included, so that a search finds them: only the owner of the file may read it. Of a body the
+    first 64 KiB are kept, as JSON where it is JSON.
+
+    Raises StartRefusal if the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StartRefusal(
+                f"the request log {path} cannot be written: {error.strerror}",
+                f"make its directory with `mkdir -p {shlex.quote(str(path.parent))}`, or name another file",
+            ) from error
+        self._file = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def write(
+        self,
+        server: str,
+        *,
+        method: str,
+        operation: str | None,
+        path: str,
+        headers: Iterable[tuple[str, str]],
+        request: bytes,
+        status: int | str,
+        response: bytes,
+    ) -> None:
+        """Add the line of one request."""
+        line = {
+            "time": datetime.now(UTC).isoformat(),
+            "server": server,
+            "method": method,
+            "operation": operation,
+            "path": path,
+            "headers": {
+                name.lower(): _REDACTED if name.lower() == "authorization" else value
+                for name, value in headers
+            },
+            "request": _body(request),
+            "status": status,
+            "response": _body(response),
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def logged_app(app: ASGIApp, server: str, log: RequestLog) -> ASGIApp:
+    """Return an ASGI app that answers as `app` does and logs every request."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        request, response, status = bytearray(), bytearray(), 500
+
+        async def receive_and_keep() -> AsgiMessage:
+            message = await receive()
+            request.extend(message.get("body", b""))
+            return message
+
+        async def keep_and_send(message: AsgiMessage) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            response.extend(message.get("body", b""))
+            await send(message)
+
+        try:
+            await app(scope, receive_and_keep, keep_and_send)
+        finally:
+            query = scope["query_string"].decode("latin-1")
+            log.write(
+                server,
+                method=scope["method"],
+                operation=_operation(bytes(request)) if scope["path"] == "/graphql" else None,
+                path=scope["path"] + (f"?{query}" if query else ""),
+                headers=[
+                    (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+                ],
+                request=bytes(request),
+                status=status,
+                response=bytes(response),
+            )
+
+    return answer
+
+
+class LoggedCalls(grpc.aio.ServerInterceptor):
+    """Logs the calls that a gRPC server answers."""
+
+    def __init__(self, server: str, log: RequestLog) -> None:
+        self._server = server
+        self._log = log
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler of one call, with a line for what it is asked and answers."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        # Every method of the sandbox is a unary one.
+        answer: Any = handler.unary_unary
+        path = cast("Any", handler_call_details).method
+
+        async def respond(request: Any, context: Any) -> Any:
+            response: Message | None = None
+            try:
+                response = await answer(request, context)
+            finally:
+                self._write(path, request, response, context)
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(
+            cast("Any", respond),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _write(self, path: str, request: Message, response: Message | None, context: Any) -> None:
+        code = context.code()
+        status = (
+            code.name if isinstance(code, grpc.StatusCode) else "OK" if response is not None else "UNKNOWN"
+        )
+        details = context.details() or b""
+        self._log.write(
+            self._server,
+            method="gRPC",
+            operation=path.rpartition("/")[2],
+            path=path,
+            headers=[(name, str(value)) for name, value in context.invocation_metadata() or ()],
+            request=_json_of(request),
+            status=status,
+            response=_json_of(response) if response is not None else _bytes(details),
+        )
+
+
+def _json_of(message: Message) -> bytes:
+    return json_format.MessageToJson(message, indent=None).encode()
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def _body(content: bytes) -> object:
+    if not content:
+        return None
+    if len(content) <= MAX_BODY_BYTES:
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            pass
+    return content[:MAX_BODY_BYTES].decode("utf-8", errors="backslashreplace")
+
+
+def _operation(body: bytes) -> str | None:
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(request, dict):
+        return None
+    fields = cast("Mapping[str, Any]", request)
+    found = _OPERATION.search(str(fields.get("query")))
+    return fields.get("operationName") or (found[1] if found else None)
