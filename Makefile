@@ -19,7 +19,7 @@ demo: $(STAMP)  ## eight runs from a W&B queue through Vertex AI and back, on lo
 	@$(BIN)/vertex-launch demo $(DEMO_ARGS)
 
 test: $(STAMP)  ## the test suite, on two cores
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## what it costs: latency, CPU, memory and calls on the sandbox; a quarter of an hour
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)

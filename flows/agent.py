@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect import State, flow
@@ -24,7 +25,8 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.background import in_background
-from flows.queue_server import QueueServer, Tally
+from flows.launch_engine import start_launch
+from flows.queue_server import QueueServer, StartLaunch, Tally
 from flows.registration import Registration, register
 from flows.rotation import Rotation, by_shared_limits
 from flows.session import LaunchSession, open_session, own_flow_run_id
@@ -60,7 +62,7 @@ async def agent(queues: list[str], drain: bool = False, max_runtime_minutes: flo
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(get_client())
-            work = Agent(client, drain=drain, max_runtime_minutes=max_runtime_minutes)
+            work = Agent(client, own_flow_run_id(), drain=drain, max_runtime_minutes=max_runtime_minutes)
             for queue in dict.fromkeys(queues):
                 await work.open(queue, stack)
             reason = await work.run()
@@ -82,16 +84,19 @@ class Agent:
     def __init__(
         self,
         client: PrefectClient,
+        flow_run_id: UUID,
         *,
         drain: bool = False,
         max_runtime_minutes: float | None = None,
         clock: Clock | None = None,
+        start: StartLaunch = start_launch,
     ) -> None:
         self.failures: dict[str, Exception] = {}
         self._client = client
         self._drain = drain
         self._clock = clock or SystemClock()
-        self._flow_run_id = own_flow_run_id()
+        self._flow_run_id = flow_run_id
+        self._start = start
         self._deadline = (
             None if max_runtime_minutes is None else self._clock.monotonic() + max_runtime_minutes * 60
         )
@@ -113,7 +118,11 @@ class Agent:
         except (LaunchError, ValueError) as error:  # ValueError is Prefect's for a block that is not there
             self._give_up(queue, error)
         else:
-            self._sessions.append(session)
+            self.add(session)
+
+    def add(self, session: LaunchSession) -> None:
+        """Serve the queue of an open session."""
+        self._sessions.append(session)
 
     async def run(self) -> str:
         """Serve the queues until there is a reason to end, and return that reason.
@@ -159,7 +168,9 @@ class Agent:
             self._registrations.append(await register(servers, [queue_id for queue_id in ids if queue_id]))
 
     def _server(self, session: LaunchSession, wake: asyncio.Event) -> QueueServer:
-        return QueueServer(session, self._client, agent_run_id=self._flow_run_id, wake=wake)
+        return QueueServer(
+            session, self._client, agent_run_id=self._flow_run_id, wake=wake, start=self._start
+        )
 
     async def _queue_id(self, session: LaunchSession) -> str | None:
         """Return the queue's id at W&B, or None if the queue cannot be served."""

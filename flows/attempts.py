@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prefect import get_run_logger
-
 from flows.live_launch import LiveLaunch, Prepared
+from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.diagnosis import Category, Diagnosis, diagnose
 from vertex_launch.errors import LaunchError, OutcomeUnknown, OverQuota
@@ -95,7 +94,7 @@ async def find(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
                 live.begin(following, (*earlier, last))
                 return None
             case Cancel(job=job, reason=reason):
-                get_run_logger().error("Cancelling %s: %s", job.name, reason)
+                run_log().error("Cancelling %s: %s", job.name, reason)
                 await (await session.regions.of(job.name)).jobs.cancel(job.name)
                 await session.clock.sleep(LOOK_AGAIN_SECONDS[0])
             case Submit():
@@ -118,7 +117,7 @@ async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
             plan = live.attempt.plan + 1
             if not error.is_capacity or plan >= live.plans:
                 raise
-            get_run_logger().warning("Trying fallback %d: %s", plan, error)
+            run_log().warning("Trying fallback %d: %s", plan, error)
             live.attempt = Attempt(live.attempt.number, plan)
 
 

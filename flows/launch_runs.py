@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -14,13 +12,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import FlowRunCreate
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.flow_engine import run_flow_async
 from prefect.states import Pending, to_state_create
 
 from flows.launch import launch
 from flows.queue_item import QueueItem
-from flows.session import LaunchSession, make_current
 from flows.tags import PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
@@ -142,13 +137,6 @@ class LaunchRuns:
             force=True,
         )
 
-    def start(self, flow_run: FlowRun, session: LaunchSession) -> asyncio.Task[State[Any]]:
-        """Run a launch in this event loop, as a flow run of its own and not as the agent's subflow."""
-        context = contextvars.copy_context()
-        context.run(_leave_parent_run)
-        context.run(make_current, session)
-        return asyncio.create_task(_run(flow_run), name=f"launch {flow_run.name}", context=context)
-
     async def _read_unfinished(self) -> list[FlowRun]:
         found: list[FlowRun] = []
         while True:
@@ -194,16 +182,3 @@ def _not_kept(item: QueueItem, response: httpx.Response) -> Problem:
         why="the run spec is a parameter of the launch's flow run, so that it can be carried on later",
         fix="Put large inputs into a W&B artifact or a bucket and pass their names.",
     )
-
-
-async def _run(flow_run: FlowRun) -> State[Any]:
-    state = await run_flow_async(
-        launch, flow_run=flow_run, parameters=flow_run.parameters, return_type="state"
-    )
-    assert isinstance(state, State)
-    return state
-
-
-def _leave_parent_run() -> None:
-    FlowRunContext.__var__.set(None)  # pyright: ignore[reportArgumentType]
-    TaskRunContext.__var__.set(None)  # pyright: ignore[reportArgumentType]

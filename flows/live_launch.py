@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from flows.queue_item import QueueItem
+from vertex_launch.errors import Permanent
 from vertex_launch.job_source import LaunchImage
 from vertex_launch.lifecycle import JobRecord, Requester, StopRequest
 from vertex_launch.queue_config import QueueConfig
@@ -40,6 +41,7 @@ class LiveLaunch:
         ended: The jobs of the attempts before it, oldest first.
         plans: How many plans there are: the configuration as written, and its fallbacks.
         job: The current attempt's job as it was last seen.
+        refusal: Why the item cannot be launched.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
         may_submit: Set once the launch has its place under a limit; only sweep schedulers wait for it.
@@ -55,6 +57,7 @@ class LiveLaunch:
     ended: tuple[JobRecord, ...] = ()
     plans: int = 1
     job: JobRecord | None = None
+    refusal: Permanent | None = None
     run_showed_up: bool = True
     stop: StopRequest | None = None
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)

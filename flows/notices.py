@@ -6,11 +6,10 @@ W&B shows the message of a failed item, and the file that goes with it, beside t
 from __future__ import annotations
 
 import httpx
-from prefect import get_run_logger
-from prefect.client.orchestration import get_client
 from prefect.states import Running
 
 from flows.live_launch import LiveLaunch
+from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.errors import LaunchError
 from vertex_launch.wandb_queue import error_file
@@ -32,14 +31,14 @@ async def warn(session: LaunchSession, live: LiveLaunch, message: str) -> None:
     if message in live.told:
         return
     live.told.add(message)
-    get_run_logger().warning(message)
+    run_log().warning(message)
     try:
         await session.wandb.warn(live.item.item_id, message, RUN_STAGE)
     except LaunchError as error:
-        get_run_logger().warning("W&B did not take the warning: %s", error)
+        run_log().warning("W&B did not take the warning: %s", error)
 
 
-async def show(live: LiveLaunch, name: str, message: str) -> None:
+async def show(session: LaunchSession, live: LiveLaunch, name: str, message: str) -> None:
     """Give the flow run a state of this name, so that its page says what it waits for.
 
     A run that somebody is cancelling keeps that state: Prefect refuses to change it.
@@ -47,10 +46,9 @@ async def show(live: LiveLaunch, name: str, message: str) -> None:
     if name == RUNNING and "state" not in live.told:
         return
     try:
-        async with get_client() as client:
-            await client.set_flow_run_state(live.flow_run_id, Running(name=name, message=message))
+        await session.page.show_state(live.flow_run_id, Running(name=name, message=message))
     except httpx.HTTPError as error:
-        get_run_logger().warning("Prefect did not take the state %s: %s", name, error)
+        run_log().warning("Prefect did not take the state %s: %s", name, error)
         return
     if name == RUNNING:
         live.told.discard("state")
@@ -65,6 +63,6 @@ async def _saved(session: LaunchSession, live: LiveLaunch, text: str) -> list[st
     try:
         await session.wandb.upload_agent_file(session.agent_name, path, text)
     except LaunchError as error:
-        get_run_logger().warning("The error file could not be left at W&B: %s", error)
+        run_log().warning("The error file could not be left at W&B: %s", error)
         return []
     return [path]

@@ -10,15 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from prefect import State, get_run_logger
-from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
-from prefect.events import emit_event
+from prefect import State
 from prefect.states import Cancelled, Completed, Failed
 
 from flows import stops
 from flows.attempts import diagnose_attempt
 from flows.live_launch import LiveLaunch
 from flows.notices import AGENT_STAGE, RUN_STAGE, fail, warn
+from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.clock import sleep_until
 from vertex_launch.diagnosis import Category, Diagnosis, console_url, logs_url, no_run, refused, stopped
@@ -52,21 +51,19 @@ async def show_links(session: LaunchSession, live: LiveLaunch) -> None:
     try:
         await _create_links(session, live, job)
     except httpx.HTTPError as error:
-        get_run_logger().warning("The links could not be left: %s", error)
+        run_log().warning("The links could not be left: %s", error)
 
 
 async def _create_links(session: LaunchSession, live: LiveLaunch, job: JobRecord) -> None:
     assert live.run is not None
     if not live.ended:
-        await acreate_link_artifact(
-            link=run_url(session.block.wandb_credentials.base_url, live.run),
-            link_text=f"W&B run {live.run.run_id}",
-            description=f"Run {live.run.run_id} of {live.run.entity}/{live.run.project}.",
+        await session.page.leave_link(
+            run_url(session.block.wandb_credentials.base_url, live.run),
+            f"W&B run {live.run.run_id}",
+            f"Run {live.run.run_id} of {live.run.entity}/{live.run.project}.",
         )
-    await acreate_link_artifact(
-        link=console_url(job.name),
-        link_text=f"CustomJob {job.job_id}",
-        description=f"{job.display_name} in the Vertex AI console.",
+    await session.page.leave_link(
+        console_url(job.name), f"CustomJob {job.job_id}", f"{job.display_name} in the Vertex AI console."
     )
 
 
@@ -181,28 +178,26 @@ async def _cancel_scheduled_sweep(session: LaunchSession, live: LiveLaunch) -> N
     try:
         await session.wandb.cancel_sweep(spec.entity, spec.project, spec.scheduled_sweep)
     except LaunchError as error:
-        get_run_logger().warning("Sweep %s could not be cancelled: %s", spec.scheduled_sweep, error)
+        run_log().warning("Sweep %s could not be cancelled: %s", spec.scheduled_sweep, error)
 
 
 async def _leave_artifact(session: LaunchSession, live: LiveLaunch, diagnosis: Diagnosis) -> None:
     try:
-        await acreate_markdown_artifact(
-            markdown=_as_markdown(session, live, diagnosis), description=diagnosis.summary
-        )
+        await session.page.leave_text(_as_markdown(session, live, diagnosis), diagnosis.summary)
     except httpx.HTTPError as error:
-        get_run_logger().warning("The diagnosis could not be left in Prefect: %s", error)
+        run_log().warning("The diagnosis could not be left in Prefect: %s", error)
 
 
 def _emit(session: LaunchSession, live: LiveLaunch, diagnosis: Diagnosis) -> None:
-    emit_event(
+    session.page.emit(
         ENDED_EVENT,
-        resource={
+        {
             "prefect.resource.id": f"prefect.flow-run.{live.flow_run_id}",
             "prefect.resource.name": live.item.title,
             "vertex-launch.category": diagnosis.category.value,
             "vertex-launch.queue": f"{session.block.entity}/{session.block.queue}",
         },
-        payload={
+        {
             "category": diagnosis.category.value,
             "summary": diagnosis.summary,
             "attempts": live.attempt.number,

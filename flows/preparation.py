@@ -35,7 +35,9 @@ async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
     assert live.prepared is not None
     spec = live.prepared.spec
     if not live.may_submit.is_set():
-        await show(live, "WaitingForSlot", "The queue runs as many sweep schedulers at once as it may.")
+        await show(
+            session, live, "WaitingForSlot", "The queue runs as many sweep schedulers at once as it may."
+        )
         await until_any(live.may_submit, live.stop_requested, session.handover)
     if live.stop_requested.is_set() or session.handover.is_set():
         return False

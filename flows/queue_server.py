@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 from uuid import UUID
 
 import httpx
+from prefect import State
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 
 from flows.background import in_background
+from flows.launch_engine import start_launch
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
@@ -29,6 +32,8 @@ from vertex_launch.wandb_queue import PoppedItem
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
 ADOPTION_SECONDS = 60.0
+
+StartLaunch = Callable[[FlowRun, LaunchSession], "asyncio.Task[State[Any]]"]
 
 
 class Found(Enum):
@@ -64,18 +69,25 @@ class Tally:
 class QueueServer:
     """One agent's work on one queue.
 
-    `wake` is set whenever there may be something to do before the next look. Whatever goes wrong with
-    one item stays with that item.
+    `wake` is set whenever there may be something to do before the next look; `start` starts a launch's
+    flow run. Whatever goes wrong with one item stays with that item.
     """
 
     def __init__(
-        self, session: LaunchSession, client: PrefectClient, *, agent_run_id: UUID, wake: asyncio.Event
+        self,
+        session: LaunchSession,
+        client: PrefectClient,
+        *,
+        agent_run_id: UUID,
+        wake: asyncio.Event,
+        start: StartLaunch = start_launch,
     ) -> None:
         block = session.block
         self.session = session
         self.tally = Tally()
         self.agent_id: str | None = None
         self._wake = wake
+        self._start_launch = start
         self._clock: Clock = session.clock
         self._runs = LaunchRuns(
             client,
@@ -230,7 +242,7 @@ class QueueServer:
 
     async def _see_through(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         """Follow one launch to its end; give its slot back when no job of it is under way any more."""
-        launch_task = self._runs.start(flow_run, self.session)
+        launch_task = self._start_launch(flow_run, self.session)
         job_ended = asyncio.create_task(live.job_ended.wait())
         try:
             await asyncio.wait({launch_task, job_ended}, return_when=asyncio.FIRST_COMPLETED)

@@ -14,10 +14,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run as runtime
 
 from blocks.vertex_queue import VertexLaunchQueue
 from flows.background import in_background
+from flows.flow_run_page import FlowRunPage
 from flows.live_launch import LiveLaunch
 from flows.regions import Regions
 from vertex_launch.clock import Clock, SystemClock
@@ -35,6 +37,7 @@ class LaunchSession:
     block: VertexLaunchQueue
     wandb: WandbQueue
     regions: Regions
+    page: FlowRunPage
     clock: Clock
     agent_name: str | None = None
     live: dict[str, LiveLaunch] = field(default_factory=dict)
@@ -97,7 +100,15 @@ async def open_session(block_name: str, *, clock: Clock | None = None) -> AsyncI
         wandb = await stack.enter_async_context(block.open_wandb_queue())
         regions = Regions(block, stack, clock=clock)
         await regions.at(block.location)
-        session = LaunchSession(block_name=block_name, block=block, wandb=wandb, regions=regions, clock=clock)
+        client = await stack.enter_async_context(get_client())
+        session = LaunchSession(
+            block_name=block_name,
+            block=block,
+            wandb=wandb,
+            regions=regions,
+            page=FlowRunPage(client),
+            clock=clock,
+        )
         await stack.enter_async_context(
             in_background(lambda: watch_stops(session), "the watch for stop requests", clock)
         )

@@ -6,9 +6,6 @@ import logging
 from collections.abc import Iterable
 
 import httpx
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import StateType
 
 from flows.live_launch import LiveLaunch
 from flows.session import LaunchSession
@@ -70,13 +67,6 @@ async def _ask_wandb(session: LaunchSession, live: Iterable[LiveLaunch]) -> None
 
 async def _ask_prefect(session: LaunchSession, live: Iterable[LiveLaunch]) -> None:
     by_flow_run = {launch.flow_run_id: launch for launch in live}
-    tag = queue_tag(session.block.entity, session.block.queue)
-    async with get_client() as client:
-        cancelling = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(
-                {"tags": {"all_": [tag]}, "state": {"type": {"any_": [StateType.CANCELLING]}}}
-            )
-        )
-    for flow_run in cancelling:
-        if launch := by_flow_run.get(flow_run.id):
+    for flow_run_id in await session.page.cancelling(queue_tag(session.block.entity, session.block.queue)):
+        if launch := by_flow_run.get(flow_run_id):
             launch.request_stop(StopRequest(Requester.PREFECT, session.clock.now(), grace_seconds=0.0))

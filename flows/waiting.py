@@ -10,11 +10,10 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
-from prefect import get_run_logger
-
 from flows.attempts import diagnose_attempt
 from flows.live_launch import LiveLaunch
 from flows.notices import RUNNING, show, warn
+from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.clock import sleep_until_any
 from vertex_launch.errors import LaunchError, NotFound, OverQuota
@@ -52,8 +51,8 @@ class QuotaWait:
         pause_seconds = max(min(self._pause_seconds, longest), error.retry_after_seconds or 0.0)
         self._pause_seconds *= 2
         waited = session.clock.now() - self._since
-        get_run_logger().info("Waiting %.0f s for quota: %s", pause_seconds, error)
-        await show(live, "WaitingForQuota", f"No job yet: {error}")
+        run_log().info("Waiting %.0f s for quota: %s", pause_seconds, error)
+        await show(session, live, "WaitingForQuota", f"No job yet: {error}")
         if waited.total_seconds() >= session.block.long_wait_seconds:
             await warn(session, live, f"Waiting for quota since {_time(self._since)}: {error}")
         return not await pause(session, live, pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -61,7 +60,7 @@ class QuotaWait:
 
 def on_change(session: LaunchSession, live: LiveLaunch) -> OnChange:
     """Return what is to be done when a job's state has changed."""
-    log = get_run_logger()
+    log = run_log()
 
     async def changed(job: JobRecord) -> None:
         before, live.job = live.job, job
@@ -74,7 +73,7 @@ def on_change(session: LaunchSession, live: LiveLaunch) -> OnChange:
                 "its machines or its program had failed",
             )  # fmt: skip
         if job.launch_state is LaunchState.RUNNING:
-            await show(live, RUNNING, "The job runs.")
+            await show(session, live, RUNNING, "The job runs.")
 
     return changed
 
@@ -110,7 +109,7 @@ async def _tell_of_long_wait(session: LaunchSession, live: LiveLaunch) -> None:
             f"{job.name} waits for quota or machines since {_time(job.create_time)}; it is "
             f"{job.launch_state.value} at Vertex AI. It goes on by itself when there are any."
         )
-        await show(live, "WaitingForCapacity", message)
+        await show(session, live, "WaitingForCapacity", message)
         await warn(session, live, message)
 
 
@@ -133,7 +132,7 @@ async def _end_slow_start(session: LaunchSession, live: LiveLaunch, limit_second
             state = await session.wandb.read_run_state(*_parts(live))
         except LaunchError as error:
             # Not known is not missing: a run is given up only when W&B says that it is not there.
-            get_run_logger().warning("W&B could not be asked for run %s: %s", live.run.run_id, error)
+            run_log().warning("W&B could not be asked for run %s: %s", live.run.run_id, error)
             await session.clock.sleep(LOOK_AGAIN_SECONDS)
             continue
         if state in {None, "pending"}:
@@ -158,7 +157,7 @@ async def _stop_when_asked(session: LaunchSession, live: LiveLaunch) -> None:
     """Cancel the job once somebody wants its end and the grace for the run to end itself is over."""
     await live.stop_requested.wait()
     assert live.stop is not None
-    log = get_run_logger()
+    log = run_log()
     log.info("Stop requested by %s; cancelling in %.0f s", live.stop.who, live.stop.grace_seconds)
     await session.clock.sleep(live.stop.grace_seconds)
     asked_at = session.clock.monotonic()
@@ -182,7 +181,7 @@ async def _cancel(session: LaunchSession, job_name: str) -> None:
         except NotFound:
             break  # the watcher finds out that it is gone
         except LaunchError as error:
-            get_run_logger().warning("%s could not be cancelled yet: %s", job_name, error)
+            run_log().warning("%s could not be cancelled yet: %s", job_name, error)
             await session.clock.sleep(pause_seconds)
             pause_seconds = min(60.0, pause_seconds * 4)
         else:

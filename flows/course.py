@@ -1,0 +1,108 @@
+"""The course of one launch: its steps in their order, again for each attempt, over outages and hand-overs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prefect import State
+from prefect.exceptions import Abort
+
+from flows import attempts, outcome, steps, waiting
+from flows.live_launch import LiveLaunch
+from flows.notices import show
+from flows.run_log import run_log
+from flows.session import LaunchSession
+from vertex_launch.clock import sleep_until
+from vertex_launch.errors import Conflict, OutcomeUnknown, Permanent, Transient
+
+# A step is tried again for about half a minute; a remote system that is away for longer makes the whole
+# launch wait and start over, for as long as it takes.
+FIRST_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 300.0
+
+Step = Callable[[LaunchSession, LiveLaunch], Awaitable[Any]]
+
+
+class Course:
+    """One launch on its way; `take` takes a step, as a Prefect task for example.
+
+    The process that takes it may end at any time: another one takes the same steps from the top and
+    finds what is done already.
+    """
+
+    def __init__(
+        self, session: LaunchSession, live: LiveLaunch, take: Callable[[Step], Awaitable[Any]]
+    ) -> None:
+        self._session = session
+        self._live = live
+        self._take = take
+
+    async def run(self) -> State[Any]:
+        """Return the state in which the launch's flow run ends. Raises Abort when it is handed over."""
+        session, live = self._session, self._live
+        session.live[live.item.item_id] = live
+        try:
+            return await self._until_settled()
+        except Conflict as error:
+            return outcome.elsewhere_state(error)
+        except Permanent as error:
+            live.refusal = error
+            await self._take(steps.refuse)
+            return outcome.refused_state(error)
+        finally:
+            live.job_ended.set()
+            session.live.pop(live.item.item_id, None)
+
+    async def _until_settled(self) -> State[Any]:
+        """Take the steps, from the top after each outage: what is done already is found, not repeated."""
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._steps()
+            except (Transient, OutcomeUnknown) as error:
+                run_log().warning("Waiting %.0f s before going on: %s", pause_seconds, error)
+                await show(self._session, self._live, "WaitingForService", str(error))
+                await self._pause(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                pause_seconds = min(MAX_PAUSE_SECONDS, pause_seconds * 2)
+
+    async def _pause(self, seconds: float) -> None:
+        if await sleep_until(self._session.handover, seconds, self._session.clock):
+            raise Abort("handed over while a remote system is away")
+
+    async def _steps(self) -> State[Any]:
+        session, live, log = self._session, self._live, run_log()
+        run_id = await self._take(steps.claim)
+        log.info("Claimed item %s as run %s", live.item.item_id, run_id)
+        while True:
+            if live.item.job_name:
+                await self._take(steps.find_running_job)
+            else:
+                await self._take(steps.render_job)
+                await self._take(steps.submit)
+            if live.job is None:
+                if not live.is_stopped_by_someone:
+                    raise Abort("handed over before there was a job")
+                break
+            log.info("CustomJob %s is %s", live.job.name, live.job.launch_state)
+            await self._follow()
+            if not attempts.turn_to_next(session, live):
+                break
+            await waiting.tell_of_relaunch(session, live)
+        live.job_ended.set()
+        await self._take(steps.report)
+        return outcome.final_state(session, live)
+
+    async def _follow(self) -> None:
+        """Follow the current attempt's job to its end."""
+        session, live = self._session, self._live
+        showing_links = asyncio.create_task(outcome.show_links(session, live))
+        await self._take(steps.wait)
+        await showing_links
+        assert live.job is not None
+        if not live.job.is_terminal:
+            # The flow run stays as it is at Prefect; the agent that stops leaves it for the next one.
+            raise Abort(f"handed over while {live.job.name} is {live.job.launch_state}")
+        run_log().info("CustomJob %s ended: %s", live.job.name, live.job.launch_state)

@@ -1,0 +1,116 @@
+"""The steps of one launch. Each can be repeated, by this process or by another one.
+
+What a step finds out is in the launch itself (`LiveLaunch`); what it returns is for people to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from flows import attempts, outcome, preparation, waiting
+from flows.live_launch import LiveLaunch
+from flows.notices import warn
+from flows.queue_item import run_of
+from flows.session import LaunchSession
+from vertex_launch.errors import InvalidRunSpec, NotFound, OverQuota
+from vertex_launch.lifecycle import JobRecord
+from vertex_launch.run_spec import parse_run_spec
+from vertex_launch.vertex_types import JobState
+
+
+async def claim(session: LaunchSession, live: LiveLaunch) -> str:
+    """Read the item's run spec and acknowledge it at W&B; return the run id.
+
+    Raises InvalidRunSpec before the item is claimed, and Conflict when another agent has it.
+    """
+    if problems := live.item.as_problems():
+        raise InvalidRunSpec(problems)
+    item_id = live.item.item_id
+    run = run_of(parse_run_spec(live.item.payload, item_id=item_id), item_id)
+    # The item of a job that runs already was claimed by the agent that made it; when that one was stopped
+    # it may have failed the item, and nobody can claim it any more.
+    if live.item.job_name is None:
+        # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
+        await session.wandb.acknowledge(item_id, run.run_id)
+    live.run = run
+    return run.run_id
+
+
+async def render_job(session: LaunchSession, live: LiveLaunch) -> dict[str, Any]:
+    """Make the CustomJob from run spec and queue configuration; return it without its secrets.
+
+    Raises InvalidQueueConfig or InvalidRunSpec with everything that is wrong, before any request
+    to Vertex AI.
+    """
+    prepared = await preparation.prepare(session, live)
+    rendering = attempts.render_attempt(session, live)
+    if warnings := (*prepared.config.warnings, *rendering.warnings):
+        await warn(session, live, "\n".join(warnings))
+    return rendering.redacted()
+
+
+async def submit(session: LaunchSession, live: LiveLaunch) -> str:
+    """Create the CustomJob unless there is one for this item already; return its resource name.
+
+    Waits as long as a quota is used up. Returns no name when there is no job because somebody asked
+    for the launch's end or this process hands it over. Raises Refused with Vertex AI's own words when
+    it will not have the job.
+    """
+    quota = waiting.QuotaWait(session, live)
+    while True:
+        live.job = await attempts.find(session, live)
+        if live.job is None and not await preparation.may_start(session, live):
+            return ""
+        try:
+            live.job = live.job or await attempts.create(session, live)
+        except OverQuota as error:
+            if await quota.again(error):
+                continue
+            return ""
+        # A thousand launches wait at once: what the job was made of is made again should it be needed.
+        live.prepared = None
+        return live.job.name
+
+
+async def find_running_job(session: LaunchSession, live: LiveLaunch) -> str:
+    """Read the job that W&B's own agent had made of the item; return its resource name."""
+    name = live.item.job_name
+    assert name is not None
+    region = await session.regions.of(name)
+    try:
+        live.job = await region.jobs.get(name)
+    except NotFound:
+        live.job = JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True)
+    return live.job.name
+
+
+async def wait(session: LaunchSession, live: LiveLaunch) -> str:
+    """Wait until the job has ended, or this process hands it over; return the state's name."""
+    assert live.job is not None
+    if live.job.is_terminal:
+        return live.job.launch_state.value
+    region = await session.regions.of(live.job.name)
+    watch = asyncio.create_task(region.watcher.wait(live.job.name, waiting.on_change(session, live)))
+    handover = asyncio.create_task(session.handover.wait())
+    beside = [asyncio.ensure_future(duty()) for duty in waiting.duties(session, live)]
+    try:
+        await asyncio.wait({watch, handover}, return_when=asyncio.FIRST_COMPLETED)
+        if watch.done():
+            live.job = watch.result()
+            return live.job.launch_state.value
+        return "handed over"
+    finally:
+        for waiter in (watch, handover, *beside):
+            waiter.cancel()
+
+
+async def report(session: LaunchSession, live: LiveLaunch) -> str:
+    """Tell W&B how the job ended and leave links and a diagnosis; return the diagnosis' summary."""
+    return await outcome.report(session, live)
+
+
+async def refuse(session: LaunchSession, live: LiveLaunch) -> None:
+    """Fail the item at W&B with the reason why it cannot be launched."""
+    assert live.refusal is not None
+    await outcome.report_refusal(session, live, str(live.refusal))
