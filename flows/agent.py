@@ -30,12 +30,13 @@ from flows.queue_server import QueueServer, StartLaunch, Tally
 from flows.registration import Registration, register
 from flows.rotation import Rotation, by_shared_limits
 from flows.session import LaunchSession, open_session, own_flow_run_id
+from flows.standing import Standing
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.errors import LaunchError
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
-HEARTBEAT_SECONDS = 15.0
+CONTACT_SECONDS = 15.0
 
 DRAINED = "the queue is drained"
 MAX_RUNTIME = "its time is over"
@@ -97,6 +98,7 @@ class Agent:
         self._clock = clock or SystemClock()
         self._flow_run_id = flow_run_id
         self._start = start
+        self._standing = Standing(client, flow_run_id, clock=self._clock)
         self._deadline = (
             None if max_runtime_minutes is None else self._clock.monotonic() + max_runtime_minutes * 60
         )
@@ -122,6 +124,7 @@ class Agent:
 
     def add(self, session: LaunchSession) -> None:
         """Serve the queue of an open session."""
+        session.standing = self._standing
         self._sessions.append(session)
 
     async def run(self) -> str:
@@ -137,7 +140,12 @@ class Agent:
             async with contextlib.AsyncExitStack() as stack:
                 for server in self._servers():
                     await stack.enter_async_context(server.slots_renewed())
-                await stack.enter_async_context(in_background(self._keep_in_touch, "heartbeat", self._clock))
+                await stack.enter_async_context(
+                    in_background(self._keep_beating, "the heartbeat", self._clock)
+                )
+                await stack.enter_async_context(
+                    in_background(self._keep_in_touch, "the contact to W&B", self._clock)
+                )
                 try:
                     async with asyncio.TaskGroup() as group:
                         for rotation in self._rotations:
@@ -203,6 +211,13 @@ class Agent:
             return MAX_RUNTIME
         return self._stop_reason
 
+    async def _keep_beating(self) -> None:
+        await self._standing.keep_beating(self._look_at_own)
+
+    async def _look_at_own(self) -> None:
+        for server in self._servers():
+            await server.let_go_of_others()
+
     async def _keep_in_touch(self) -> None:
         while True:
             try:
@@ -215,7 +230,7 @@ class Agent:
                     self._end_for(CANCELLED_IN_PREFECT)
             except (LaunchError, httpx.HTTPError) as error:
                 logger.warning("Nobody could be asked whether this agent is to stop: %s", error)
-            await self._clock.sleep(HEARTBEAT_SECONDS)
+            await self._clock.sleep(CONTACT_SECONDS)
 
     def _end_for(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason

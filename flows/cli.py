@@ -55,6 +55,9 @@ def sandbox_up(
     vertex_grpc_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of Vertex AI over gRPC; 0 picks one.")
     ] = 0,
+    faults_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port where faults are switched; 0 picks one.")
+    ] = 0,
     state: Annotated[Path | None, typer.Option(help="File that keeps the state over a restart.")] = None,
     entity: Annotated[str, typer.Option(help="The W&B entity there is.")] = "sandbox",
     api_key: Annotated[str | None, typer.Option(help="The API key that W&B's backend accepts.")] = None,
@@ -83,6 +86,7 @@ def sandbox_up(
                 wandb_port=wandb_port,
                 vertex_rest_port=vertex_rest_port,
                 vertex_grpc_port=vertex_grpc_port,
+                faults_port=faults_port,
                 state=state,
                 entity=entity,
                 api_key=api_key,

@@ -50,6 +50,7 @@ class Course:
             return outcome.elsewhere_state(error)
         except Permanent as error:
             live.refusal = error
+            await self._assure()
             await self._take(steps.refuse)
             return outcome.refused_state(error)
         finally:
@@ -69,8 +70,14 @@ class Course:
                 pause_seconds = min(MAX_PAUSE_SECONDS, pause_seconds * 2)
 
     async def _pause(self, seconds: float) -> None:
-        if await sleep_until(self._session.handover, seconds, self._session.clock):
+        if await sleep_until(self._live.leave, seconds, self._session.clock):
             raise Abort("handed over while a remote system is away")
+
+    async def _assure(self) -> None:
+        """Make sure that nobody else speaks for the launch by now."""
+        await self._session.until_sure(self._live)
+        if self._live.leave.is_set() and self._live.is_anothers:
+            raise Abort("another agent has taken it over")
 
     async def _steps(self) -> State[Any]:
         session, live, log = self._session, self._live, run_log()
@@ -92,6 +99,7 @@ class Course:
                 break
             await waiting.tell_of_relaunch(session, live)
         live.job_ended.set()
+        await self._assure()
         await self._take(steps.report)
         return outcome.final_state(session, live)
 

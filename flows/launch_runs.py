@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,8 @@ from prefect.states import Pending, to_state_create
 
 from flows.launch import launch
 from flows.queue_item import QueueItem
+from flows.slots import lease_labels
+from flows.standing import Colleagues, read_flow_runs
 from flows.tags import PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
@@ -23,6 +26,7 @@ from vertex_launch.errors import Problem
 # A launch that crashed again and again is started again a minute later, two, …, for as long as it takes:
 # its job may run on.
 CRASH_PAUSE_SECONDS = 60.0
+CONFIRM_SECONDS = 1.0
 MAX_CRASH_PAUSE_SECONDS = 600.0
 MAX_QUOTED_CHARACTERS = 500
 
@@ -52,21 +56,27 @@ class LaunchRuns:
         self._owner_id = owner_id
         self._clock = clock
         self._flow_id: UUID | None = None
+        self._colleagues = Colleagues(client, clock=clock)
 
-    async def create(self, item: QueueItem) -> FlowRun | None:
+    async def create(self, item: QueueItem, lease_id: UUID | None = None) -> FlowRun | None:
         """Return the flow run of an item, owned by this agent; None when another agent carries it.
+
+        `lease_id` is the lease of its slot, by which the next agent finds it.
 
         Queue and item are its key: an item that comes a second time, after its lease had ended, goes on
         in the flow run it has. A run spec that Prefect will not keep is replaced by the reason.
         """
-        response = await self._post(item)
+        labels = lease_labels(lease_id)
+        response = await self._post(item, labels=labels)
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
-            response = await self._post(QueueItem.unusable(item.item_id, _not_kept(item, response)))
+            unusable = QueueItem.unusable(item.item_id, _not_kept(item, response))
+            response = await self._post(unusable, labels=labels)
         response.raise_for_status()
         flow_run = FlowRun.model_validate(response.json())
         if response.status_code == httpx.codes.CREATED:
             return flow_run
-        if await self._still_running({owner_of(flow_run.tags)} - {None, self._owner_id}):
+        owner = owner_of(flow_run.tags)
+        if owner is not None and owner != self._owner_id and await self._colleagues.at_work({owner}):
             return None
         return await self.take_over(flow_run)
 
@@ -76,12 +86,14 @@ class LaunchRuns:
         `owner_id` is then no agent's: nobody carries the launch.
         """
         offered = Pending(name="AwaitingAdoption", message="W&B's agent left the job; the next one goes on.")
-        response = await self._post(item, offered)
+        response = await self._post(item, state=offered)
         response.raise_for_status()
         is_new = response.status_code == httpx.codes.CREATED
         return FlowRun.model_validate(response.json()) if is_new else None
 
-    async def _post(self, item: QueueItem, state: State[Any] | None = None) -> httpx.Response:
+    async def _post(
+        self, item: QueueItem, *, state: State[Any] | None = None, labels: dict[str, str] | None = None
+    ) -> httpx.Response:
         flow_id = self._flow_id = self._flow_id or await self._client.create_flow_from_name(launch.name)
         tags = launch_tags(self._entity, self._queue, item)
         wanted = FlowRunCreate(
@@ -91,6 +103,7 @@ class LaunchRuns:
             parameters={"queue": self._block_name, "item": item.model_dump(mode="json")},
             tags=[*tags, owner_tag(self._owner_id)],
             state=to_state_create(state or Pending()),
+            labels=dict(labels or {}),
             # Item ids are numbers of one W&B server; the queue keeps two servers apart.
             idempotency_key=f"{queue_tag(self._entity, self._queue)}/{item.item_id}",
         )
@@ -112,15 +125,49 @@ class LaunchRuns:
             for run in flow_runs
             if run.id not in live and self._may_be_nobodys(run) and self._may_start(run)
         ]
-        owners = {owner for run in candidates if (owner := owner_of(run.tags)) not in {None, self._owner_id}}
-        alive = await self._still_running(owners)
+        owners = {owner for run in candidates if (owner := owner_of(run.tags)) is not None}
+        alive = await self._colleagues.at_work(owners - {self._owner_id})
         return [run for run in candidates if owner_of(run.tags) not in alive]
 
     async def take_over(self, flow_run: FlowRun) -> FlowRun:
-        """Make this agent the owner of an orphan and ready it to run again under its own id."""
+        """Make this agent the owner of a launch whose item it holds, and ready it to run again."""
+        await self._own(flow_run)
+        return await self._ready(flow_run)
+
+    async def adopt(self, orphans: Sequence[FlowRun]) -> list[FlowRun]:
+        """Make this agent the owner of orphans and ready them to run again; return those it has got.
+
+        Two agents may want the same ones: each writes its name, and a moment later has those that still
+        bear it.
+        """
+        for orphan in orphans:
+            # Dying after this line leaves an orphan of ours, found again like any other.
+            await self._own(orphan)
+        if orphans:
+            await self._clock.sleep(CONFIRM_SECONDS)
+        runs = await read_flow_runs(self._client, {orphan.id for orphan in orphans})
+        own = {run.id for run in runs if owner_of(run.tags) == self._owner_id}
+        return [await self._ready(orphan) for orphan in orphans if orphan.id in own]
+
+    async def lost(self, flow_run_ids: set[UUID]) -> set[UUID]:
+        """Return those of this agent's launches that are not its own any more, or have ended."""
+        runs = await read_flow_runs(self._client, flow_run_ids)
+        own = {
+            run.id
+            for run in runs
+            if owner_of(run.tags) == self._owner_id and not (run.state is not None and run.state.is_final())
+        }
+        return flow_run_ids - own
+
+    async def in_flight(self) -> int:
+        """Return how many launches of the queue are under way, whoever carries them."""
+        return len(await self._read_unfinished())
+
+    async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
-        # Dying between these two lines leaves an orphan of ours, found again like any other.
         await self._client.update_flow_run(flow_run.id, tags=[*tags, owner_tag(self._owner_id)])
+
+    async def _ready(self, flow_run: FlowRun) -> FlowRun:
         # Not Scheduled: a worker would start a launch that has a deployment a second time.
         await self._client.set_flow_run_state(
             flow_run.id, Pending(message="Its agent is gone; going on."), force=True
@@ -154,15 +201,6 @@ class LaunchRuns:
             found += page
             if len(page) < 200:
                 return sorted(found, key=lambda run: str(run.created))
-
-    async def _still_running(self, owners: set[UUID | None]) -> set[UUID | None]:
-        ids = [owner for owner in owners if owner is not None]
-        if not ids:
-            return set()
-        runs = await self._client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": ids}})
-        )
-        return {run.id for run in runs if run.state is not None and not run.state.is_final()}
 
     def _may_be_nobodys(self, flow_run: FlowRun) -> bool:
         is_crashed = flow_run.state is not None and flow_run.state.is_crashed()

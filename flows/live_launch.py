@@ -46,6 +46,8 @@ class LiveLaunch:
         stop: Who wants the job's end.
         may_submit: Set once the launch has its place under a limit; only sweep schedulers wait for it.
         job_ended: Set when no job of this launch is under way any more.
+        leave: Set when this process is to leave the launch to another one.
+        is_anothers: Whether another agent has taken it over already.
     """
 
     item: QueueItem
@@ -64,6 +66,8 @@ class LiveLaunch:
     job_changed: asyncio.Event = field(default_factory=asyncio.Event)
     may_submit: asyncio.Event = field(default_factory=asyncio.Event)
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    leave: asyncio.Event = field(default_factory=asyncio.Event)
+    is_anothers: bool = False
     # What W&B and Prefect have been told already, so that it is told once.
     told: set[str] = field(default_factory=set[str])
 

@@ -38,8 +38,9 @@ async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
         await show(
             session, live, "WaitingForSlot", "The queue runs as many sweep schedulers at once as it may."
         )
-        await until_any(live.may_submit, live.stop_requested, session.handover)
-    if live.stop_requested.is_set() or session.handover.is_set():
+        await until_any(live.may_submit, live.stop_requested, live.leave)
+    await session.until_sure(live)
+    if live.stop_requested.is_set() or live.leave.is_set():
         return False
     if spec.sweep_id and not spec.is_scheduler and live.attempt.number == 1:
         state = await session.wandb.read_sweep_state(spec.entity, spec.project, spec.sweep_id)

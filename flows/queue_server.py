@@ -24,14 +24,14 @@ from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
-from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
+from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
 from vertex_launch.clock import Clock
 from vertex_launch.lifecycle import Requester, StopRequest
 from vertex_launch.wandb_queue import PoppedItem
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
-ADOPTION_SECONDS = 60.0
+ADOPTION_SECONDS = 30.0
 
 StartLaunch = Callable[[FlowRun, LaunchSession], "asyncio.Task[State[Any]]"]
 
@@ -97,7 +97,9 @@ class QueueServer:
             owner_id=agent_run_id,
             clock=self._clock,
         )
-        self._slots = slots_of(block, client, holder_id=agent_run_id, clock=self._clock)
+        self._slots = slots_of(
+            block, client, holder_id=agent_run_id, clock=self._clock, in_flight=self._runs.in_flight
+        )
         self._scheduler_slots = scheduler_slots_of(block, client, holder_id=agent_run_id, clock=self._clock)
         self._carried: dict[str, asyncio.Task[None]] = {}
         # An item whose flow run could not be made: it is ours until its lease ends.
@@ -179,7 +181,8 @@ class QueueServer:
     async def hand_over(self) -> None:
         """Leave every launch whose job is under way to the next agent; jobs are not touched."""
         self.session.calm.set()
-        self.session.handover.set()
+        for live in [*self.session.live.values()]:
+            live.leave.set()
         with contextlib.suppress(httpx.HTTPError):  # its lease ends by itself
             await self._release_next_slot()
         while self._carried:
@@ -206,7 +209,7 @@ class QueueServer:
         """
         item = QueueItem.from_popped(popped)
         async with self._booking:
-            flow_run = await self._runs.create(item)
+            flow_run = await self._runs.create(item, slot.lease_id)
             if flow_run is None:
                 return False
             self.tally.launched += 1
@@ -214,6 +217,7 @@ class QueueServer:
             if item.is_scheduler:
                 self._carry_scheduler(flow_run, live)
                 return False
+            slot.flow_run_id = flow_run.id
             self._carry(flow_run, live, self._slots, slot)
         return True
 
@@ -222,7 +226,7 @@ class QueueServer:
         self._start(flow_run, live, slots, slot)
 
     def _carry_scheduler(self, flow_run: FlowRun, live: LiveLaunch) -> None:
-        slot = self._scheduler_slots.owe()
+        slot = self._scheduler_slots.owe(flow_run.id)
         self._waiting_schedulers[live.item.item_id] = (slot, live)
         self._start(flow_run, live, self._scheduler_slots, slot)
 
@@ -241,20 +245,28 @@ class QueueServer:
                 del self._waiting_schedulers[item_id]
 
     async def _see_through(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
-        """Follow one launch to its end; give its slot back when no job of it is under way any more."""
+        """Follow one launch to its end; give its slot back when no job of it is under way any more.
+
+        The slot of a launch that is left goes with it.
+        """
         launch_task = self._start_launch(flow_run, self.session)
         job_ended = asyncio.create_task(live.job_ended.wait())
         try:
             await asyncio.wait({launch_task, job_ended}, return_when=asyncio.FIRST_COMPLETED)
-            await slots.release(slot)
+            if not live.leave.is_set():
+                await slots.release(slot)
             self._wake.set()
             state = await launch_task
+            await slots.release(slot)
             self.tally.ends[(state.name or state.type.value).lower()] += 1
         except Abort:
+            slots.forget(slot)
             self.tally.handed_over += 1
-            await self._leave(flow_run)
+            if not live.is_anothers:
+                await self._leave(flow_run)
         except Exception:
-            # Its flow run is not in a final state: the next adoption pass starts it again.
+            # Its flow run is not in a final state: the next adoption pass starts it again, with its slot.
+            slots.forget(slot)
             logger.exception("The launch of item %s was interrupted", live.item.item_id)
         finally:
             job_ended.cancel()
@@ -272,17 +284,30 @@ class QueueServer:
 
     async def _adopt(self) -> None:
         carried = {live.flow_run_id for live in self.session.live.values()}
-        for orphan in await self._runs.find_orphans(carried):
-            item = QueueItem.model_validate(orphan.parameters["item"])
-            if item.item_id in self._carried:
-                continue
-            live = LiveLaunch(item, orphan.id)
-            if orphan.state is not None and orphan.state.is_cancelling():
+        orphans = {orphan.id: orphan for orphan in await self._runs.find_orphans(carried)}
+        items = {
+            orphan.id: QueueItem.model_validate(orphan.parameters["item"]) for orphan in orphans.values()
+        }
+        wanted = [orphan for orphan in orphans.values() if items[orphan.id].item_id not in self._carried]
+        for flow_run in await self._runs.adopt(wanted):
+            item, state = items[flow_run.id], orphans[flow_run.id].state
+            live = LiveLaunch(item, flow_run.id)
+            if state is not None and state.is_cancelling():
                 live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
-            flow_run = await self._runs.take_over(orphan)
             logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)
             self.tally.adopted += 1
             if item.is_scheduler:
                 self._carry_scheduler(flow_run, live)
             else:
-                self._carry(flow_run, live, self._slots, self._slots.owe())
+                slot = await self._slots.take_over(lease_of(flow_run.labels), flow_run.id)
+                self._carry(flow_run, live, self._slots, slot)
+
+    async def let_go_of_others(self) -> None:
+        """Leave the launches that another agent has taken over. Raises httpx.HTTPError."""
+        by_flow_run = {live.flow_run_id: live for live in self.session.live.values()}
+        for flow_run_id in await self._runs.lost(set(by_flow_run)):
+            live = by_flow_run[flow_run_id]
+            if live.item.item_id in self._carried and not live.job_ended.is_set():
+                logger.warning("The launch of item %s is another agent's now", live.item.item_id)
+                live.is_anothers = True
+                live.leave.set()

@@ -22,6 +22,7 @@ from flows.background import in_background
 from flows.flow_run_page import FlowRunPage
 from flows.live_launch import LiveLaunch
 from flows.regions import Regions
+from flows.standing import Standing
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.wandb_queue import WandbQueue
 
@@ -41,12 +42,18 @@ class LaunchSession:
     clock: Clock
     agent_name: str | None = None
     live: dict[str, LiveLaunch] = field(default_factory=dict)
-    handover: asyncio.Event = field(default_factory=asyncio.Event)
+    # The standing of the agent that the launches belong to; a launch of its own has none to lose.
+    standing: Standing | None = None
     # Cleared while items are being started: what can wait then leaves Prefect's server to them.
     calm: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.calm.set()
+
+    async def until_sure(self, live: LiveLaunch) -> None:
+        """Wait until nobody else can have taken the launch over, or it is to be left."""
+        if self.standing is not None:
+            await self.standing.until_sure(live)
 
 
 _current: ContextVar[LaunchSession | None] = ContextVar("vertex_launch_session", default=None)

@@ -4,19 +4,24 @@ One slot is a place under all of them at once, taken and given back as a whole.
 
 Prefect's own `concurrency()` keeps one thread for each held slot and parks whoever waits. Here one
 task renews all leases, and taking a slot never blocks: the agent tries again on its next pass.
-A slot that is lost (a restarted Prefect server forgets the leases it kept in memory) never touches
-the job it stood for: it is taken again when there is room, and nothing new starts until then.
+
+A slot goes with its launch: the lease is noted on the launch's flow run, and an agent that adopts the
+launch goes on with it. So a lease outlives an agent for longer than it takes to adopt its launches.
+A lease that is lost never touches the job it stood for. It is taken again when there is room, and
+nothing new starts until then. A Prefect server that was restarted has forgotten the leases it kept in
+memory but not how many slots were taken: then the slot is still counted, and held without a lease.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 from prefect.exceptions import ObjectNotFound
@@ -28,9 +33,21 @@ from vertex_launch.errors import NotFound, Problem
 logger = logging.getLogger(__name__)
 
 UNLIMITED = -1
+LEASE_LABEL = "vertex-launch.lease"
+# An agent is taken for gone a minute and a half after its last heartbeat, and its launches are adopted
+# within another: leases last until then, whenever they were renewed.
+LEASE_SECONDS = 300.0
+RENEWAL_SECONDS = 100.0
 
 
-def slots_of(block: VertexLaunchQueue, client: PrefectClient, *, holder_id: UUID, clock: Clock) -> Slots:
+def slots_of(
+    block: VertexLaunchQueue,
+    client: PrefectClient,
+    *,
+    holder_id: UUID,
+    clock: Clock,
+    in_flight: Callable[[], Awaitable[int]] | None = None,
+) -> Slots:
     """Return the slots of a queue's jobs."""
     return Slots(
         client,
@@ -39,6 +56,7 @@ def slots_of(block: VertexLaunchQueue, client: PrefectClient, *, holder_id: UUID
         shared_limits=block.shared_limits,
         clock=clock,
         holder_id=holder_id,
+        in_flight=in_flight,
     )
 
 
@@ -49,24 +67,47 @@ def scheduler_slots_of(
     return Slots(client, block.scheduler_limit_name, block.max_schedulers, clock=clock, holder_id=holder_id)
 
 
+def lease_labels(lease_id: UUID | None) -> dict[str, str]:
+    """Return the label of a launch's flow run by which the next agent finds its slot."""
+    return {} if lease_id is None else {LEASE_LABEL: str(lease_id)}
+
+
+def lease_of(labels: Mapping[str, object]) -> UUID | None:
+    """Return the lease of a launch's slot, as its flow run's labels have it."""
+    try:
+        return UUID(str(labels.get(LEASE_LABEL)))
+    except ValueError:
+        return None
+
+
 @dataclass(eq=False, slots=True)
 class Slot:
-    """One place under the limit, for one launch; without a lease while it is owed one."""
+    """One place under the limit, for one launch.
+
+    Attributes:
+        lease_id: The lease that holds it; None while it is owed one.
+        flow_run_id: The launch's flow run, which notes a lease that is taken anew.
+        was_lost: Whether Prefect has forgotten a lease of it.
+        is_counted: Whether Prefect counts it all the same.
+    """
 
     lease_id: UUID | None = None
+    flow_run_id: UUID | None = None
+    was_lost: bool = False
+    is_counted: bool = False
 
     @property
     def is_held(self) -> bool:
         """Whether Prefect counts this slot."""
-        return self.lease_id is not None
+        return self.lease_id is not None or self.is_counted
 
 
 class Slots:
     """The slots that one agent holds under a limit of its own and under shared ones.
 
     `max_jobs` -1 means no limit of its own; without a shared one every slot is granted then and Prefect
-    is not asked. `shared_limits` are global concurrency limits that somebody made. `lease_seconds` is how
-    long a slot outlives an agent that died (Prefect accepts 60 to 86,400).
+    is not asked. `shared_limits` are global concurrency limits that somebody made. `in_flight` tells how
+    many launches are under way under the own limit, whoever carries them.
     """
 
     def __init__(
@@ -78,7 +119,7 @@ class Slots:
         clock: Clock,
         shared_limits: Sequence[str] = (),
         holder_id: UUID | None = None,
-        lease_seconds: float = 120.0,
+        in_flight: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
         self._client = client
         self._limit_name = limit_name
@@ -87,7 +128,7 @@ class Slots:
         self._limit_names = list(dict.fromkeys([*own, *shared_limits]))
         self._shared_limits = tuple(shared_limits)
         self._clock = clock
-        self._lease_seconds = lease_seconds
+        self._in_flight = in_flight
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         self._slots: set[Slot] = set()
 
@@ -135,18 +176,33 @@ class Slots:
         self._slots.add(slot)
         return slot
 
-    def owe(self) -> Slot:
-        """Return the slot of a launch that runs already; `settle` gets it its lease."""
-        slot = Slot()
+    def owe(self, flow_run_id: UUID | None = None) -> Slot:
+        """Return the slot of a launch that is to have one; `settle` gets it its lease."""
+        slot = Slot(flow_run_id=flow_run_id)
         self._slots.add(slot)
+        return slot
+
+    async def take_over(self, lease_id: UUID | None, flow_run_id: UUID) -> Slot:
+        """Return the slot of a launch that another agent began: with its lease, or else it is owed one.
+
+        Raises httpx.HTTPError when Prefect cannot be reached.
+        """
+        slot = self.owe(flow_run_id)
+        if lease_id is not None and self._limit_names:
+            slot.lease_id = lease_id
+            await self._renew(slot)
         return slot
 
     async def settle(self) -> bool:
         """Try to get every owed slot its lease; return whether none is owed any more."""
         for slot in self.owed:
-            if not await self._acquire(slot):
+            if not await self._acquire(slot) and not await self._is_still_counted(slot):
                 return False
         return True
+
+    def forget(self, slot: Slot) -> None:
+        """Leave a slot, as it is, to whoever goes on with its launch."""
+        self._slots.discard(slot)
 
     async def release(self, slot: Slot) -> None:
         """Give a slot back. If Prefect cannot be reached the lease ends by itself."""
@@ -154,36 +210,62 @@ class Slots:
         await self._give_back(slot)
 
     async def _give_back(self, slot: Slot) -> None:
-        if slot.lease_id is None or not self._limit_names:
+        if not slot.is_held or not self._limit_names:
             return
-        lease_id, slot.lease_id = slot.lease_id, None
+        lease_id, slot.lease_id, slot.is_counted = slot.lease_id, None, False
         try:
-            await self._client.release_concurrency_slots_with_lease(lease_id=lease_id)
+            if lease_id is not None:
+                await self._client.release_concurrency_slots_with_lease(lease_id=lease_id)
+            else:
+                await self._client.release_concurrency_slots(
+                    [self._limit_name], slots=1, occupancy_seconds=LEASE_SECONDS
+                )
         except httpx.HTTPError as error:
             logger.warning(
                 "A slot of %s could not be given back (%s); its lease ends in at most %.0f s",
-                self._limit_name, error, self._lease_seconds,
+                self._limit_name, error, LEASE_SECONDS,
             )  # fmt: skip
 
     async def keep_renewed(self) -> None:
-        """Renew every lease at half of its time, for ever; a lease that is gone becomes owed."""
+        """Renew every lease, for ever; one that is gone becomes owed."""
         while True:
-            await self._clock.sleep(self._lease_seconds / 2)
-            for slot in [slot for slot in self._slots if slot.is_held]:
-                await self._renew(slot)
+            await self._clock.sleep(RENEWAL_SECONDS)
+            for slot in [slot for slot in self._slots if slot.lease_id is not None]:
+                try:
+                    await self._renew(slot)
+                except httpx.HTTPError as error:
+                    logger.warning("A slot of %s could not be renewed: %s", self._limit_name, error)
 
     async def _renew(self, slot: Slot) -> None:
         if slot.lease_id is None or not self._limit_names:
             return
         try:
-            await self._client.renew_concurrency_lease(slot.lease_id, lease_duration=self._lease_seconds)
+            await self._client.renew_concurrency_lease(slot.lease_id, lease_duration=LEASE_SECONDS)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code in {404, 410}:
-                logger.warning("Prefect no longer knows a slot of %s; taking it again", self._limit_name)
-                slot.lease_id = None
-                await self._acquire(slot)
-        except httpx.HTTPError as error:
-            logger.warning("A slot of %s could not be renewed: %s", self._limit_name, error)
+            if error.response.status_code not in {404, 410}:
+                raise
+            logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
+            slot.lease_id, slot.was_lost = None, True
+
+    async def _is_still_counted(self, slot: Slot) -> bool:
+        """Whether Prefect counts a slot whose lease it has forgotten; if it counts too many, correct that.
+
+        It does if it counts as many slots as there are launches under way. Under a shared limit nobody
+        can tell.
+        """
+        if not slot.was_lost or self._shared_limits or self._in_flight is None:
+            return False
+        limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
+        under_way = await self._in_flight()
+        if limit.active_slots < under_way:
+            return False
+        if limit.active_slots > under_way:
+            logger.warning("%s counts %d, %d are under way", self._limit_name, limit.active_slots, under_way)
+            await self._client.update_global_concurrency_limit(
+                self._limit_name, GlobalConcurrencyLimitUpdate(active_slots=under_way)
+            )
+        slot.is_counted = True
+        return True
 
     async def _acquire(self, slot: Slot) -> bool:
         if not self._limit_names:
@@ -194,7 +276,7 @@ class Slots:
                 names=self._limit_names,
                 slots=1,
                 mode="concurrency",
-                lease_duration=self._lease_seconds,
+                lease_duration=LEASE_SECONDS,
                 holder=self._holder,
             )
         except httpx.HTTPStatusError as error:
@@ -209,4 +291,6 @@ class Slots:
             await self._give_back(slot)
             await self.ensure_limit()
             return False
+        if slot.flow_run_id is not None:
+            await self._client.update_flow_run_labels(slot.flow_run_id, {**lease_labels(slot.lease_id)})
         return True

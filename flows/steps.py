@@ -92,16 +92,16 @@ async def wait(session: LaunchSession, live: LiveLaunch) -> str:
         return live.job.launch_state.value
     region = await session.regions.of(live.job.name)
     watch = asyncio.create_task(region.watcher.wait(live.job.name, waiting.on_change(session, live)))
-    handover = asyncio.create_task(session.handover.wait())
+    leaving = asyncio.create_task(live.leave.wait())
     beside = [asyncio.ensure_future(duty()) for duty in waiting.duties(session, live)]
     try:
-        await asyncio.wait({watch, handover}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({watch, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if watch.done():
             live.job = watch.result()
             return live.job.launch_state.value
         return "handed over"
     finally:
-        for waiter in (watch, handover, *beside):
+        for waiter in (watch, leaving, *beside):
             waiter.cancel()
 
 

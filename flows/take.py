@@ -12,7 +12,7 @@ from flows.background import in_background
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession, own_flow_run_id
-from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
+from flows.slots import Slot, Slots, lease_labels, scheduler_slots_of, slots_of
 from flows.tags import launch_tags
 
 
@@ -35,7 +35,7 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                 return
             item = QueueItem.from_popped(popped)
             live = LiveLaunch(item, flow_run_id, api_key=popped.api_key)
-            await _describe(client, session, live)
+            await _describe(client, session, live, slot)
             if item.is_scheduler:
                 await slots.release(slot)
                 slots = scheduler_slots_of(session.block, client, holder_id=flow_run_id, clock=clock)
@@ -66,10 +66,12 @@ async def _look_after(session: LaunchSession, slots: Slots, slot: Slot, live: Li
     await asyncio.Event().wait()
 
 
-async def _describe(client: PrefectClient, session: LaunchSession, live: LiveLaunch) -> None:
+async def _describe(client: PrefectClient, session: LaunchSession, live: LiveLaunch, slot: Slot) -> None:
     await client.update_flow_run(
         live.flow_run_id,
         name=live.item.title,
         parameters={"queue": session.block_name, "item": live.item.model_dump(mode="json")},
         tags=launch_tags(session.block.entity, session.block.queue, live.item),
     )
+    if slot.lease_id is not None:
+        await client.update_flow_run_labels(live.flow_run_id, {**lease_labels(slot.lease_id)})

@@ -32,7 +32,7 @@ _WAITS = frozenset({LaunchState.SUBMITTED, LaunchState.QUEUED, LaunchState.PENDI
 
 async def pause(session: LaunchSession, live: LiveLaunch, seconds: float) -> bool:
     """Wait, but no longer than until a hand-over or a stop is asked for; return whether one is."""
-    return await sleep_until_any([session.handover, live.stop_requested], seconds, session.clock)
+    return await sleep_until_any([live.leave, live.stop_requested], seconds, session.clock)
 
 
 class QuotaWait:

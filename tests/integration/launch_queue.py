@@ -46,6 +46,9 @@ class LaunchQueue:
             "max_jobs": self.max_jobs,
             "poll_seconds": 0.1,
             "watch_seconds": 0.2,
+            # Tests look more often than Google would allow.
+            "calls_per_minute": 60_000,
+            "submissions_per_minute": 6_000,
             "stop_grace_seconds": 0.0,
             "init_grace_seconds": 0.0,
             "endpoint": self.sandbox.vertex_grpc_url,

@@ -104,7 +104,7 @@ async def test_a_queue_that_cannot_be_served_does_not_keep_the_others_waiting(
 async def test_stopped_at_wandb_an_agent_leaves_its_launches_to_the_next_one(
     sandbox: Sandbox, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.agent.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
     queue = LaunchQueue(sandbox)
     await queue.create()
     item_id = queue.push("python", "-c", "import time; time.sleep(600)")

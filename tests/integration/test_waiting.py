@@ -16,13 +16,11 @@ from tests.integration.eventually import until
 from tests.integration.launch_queue import POOL, LaunchQueue
 from vertex_launch.labels import ITEM_LABEL, launch_key
 from vertex_launch.lifecycle import JobRecord, LaunchState
+from vertex_launch.sandbox.faults import Fault, What
 from vertex_launch.sandbox.server import Sandbox
 from vertex_launch.vertex_types import JobState
 
-FULL = (
-    "The following quota metrics exceed quota limits: "
-    "aiplatform.googleapis.com/custom_model_training_nvidia_t4_gpus"
-)
+FULL = Fault(server="vertex", operation="CreateCustomJob", what=What.ANSWER, code="RESOURCE_EXHAUSTED", times=3)
 TO_EUROPE = {"location": "europe-west4"}
 
 
@@ -140,7 +138,7 @@ async def is_seen(queue: LaunchQueue) -> None:
 
 async def test_quota_at_submission_is_waited_for_in_sight(queue: LaunchQueue) -> None:
     await queue.create(long_wait_seconds=0.1)
-    queue.sandbox.vertex.refuse_creates(3, FULL)
+    await queue.sandbox.faults.add(FULL)
     item_id = queue.push()
 
     async def happens() -> None:
@@ -159,7 +157,7 @@ async def test_a_launch_that_is_cancelled_while_it_waits_for_quota_ends_without_
     queue: LaunchQueue,
 ) -> None:
     await queue.create()
-    queue.sandbox.vertex.refuse_creates(1_000_000, FULL)
+    await queue.sandbox.faults.add(FULL.model_copy(update={"times": None}))
     item_id = queue.push()
 
     async def happens() -> None:
@@ -207,7 +205,7 @@ async def test_a_job_is_cancelled_once_however_long_it_takes_to_end(queue: Launc
 
 async def test_where_machines_are_over_quota_the_next_region_is_taken_at_once(queue: LaunchQueue) -> None:
     await queue.create()
-    queue.sandbox.vertex.refuse_creates(1_000_000, FULL, location="us-central1")
+    await queue.sandbox.faults.add(FULL.model_copy(update={"times": None, "about": "us-central1"}))
     item_id = queue.push(**with_fallbacks(TO_EUROPE))
 
     async def happens() -> None:
