@@ -26,7 +26,7 @@ from vertex_launch.lifecycle import (
     Wait,
     decide,
 )
-from vertex_launch.render import ITEM_LABEL, LaunchContext, Rendering, launch_key, render
+from vertex_launch.render import LaunchContext, Rendering, render
 from vertex_launch.second_chances import (
     Attempt,
     Policy,
@@ -38,6 +38,8 @@ from vertex_launch.second_chances import (
 
 # Vertex AI's LIST may lag behind a create whose answer was lost.
 LOOK_AGAIN_SECONDS = (2.0, 8.0)
+# What was listed longer ago than this is listed again before a job is created.
+STALE_SECONDS = 5.0
 
 
 def render_attempt(session: LaunchSession, live: LiveLaunch) -> Rendering:
@@ -142,17 +144,28 @@ def diagnose_attempt(session: LaunchSession, live: LiveLaunch, job: JobRecord) -
 async def _create(session: LaunchSession, live: LiveLaunch, rendering: Rendering) -> JobRecord:
     location = rendering.parent.rsplit("/", 1)[-1]
     region = await session.regions.at(location)
+    asked = session.clock.monotonic()
+    if not await session.may_submit(live, location):
+        raise OverQuota(f"{rendering.parent}: the turn of this job had not come yet", is_capacity=False)
+    if session.clock.monotonic() - asked > STALE_SECONDS and (job := await _look_again(session, live)):
+        return job
     try:
         # Dying here is why the label is looked for first: the job is found by the next try.
         return await region.jobs.create(rendering.job, timeout_seconds=rendering.create_timeout_seconds)
     except OutcomeUnknown:
         for pause_seconds in LOOK_AGAIN_SECONDS:
             await session.clock.sleep(pause_seconds)
-            attempt = live.attempt
-            if job := await find(session, live):
+            if job := await _look_again(session, live):
                 return job
-            live.attempt = attempt
         raise
+
+
+async def _look_again(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+    """Return the job that has turned up meanwhile; if there is none the attempt stays what it is."""
+    attempt = live.attempt
+    if (job := await find(session, live)) is None:
+        live.attempt = attempt
+    return job
 
 
 async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ...]:
@@ -161,9 +174,8 @@ async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ..
     A list that lags must neither hide an attempt nor bring one back that has ended.
     """
     prepared = _prepared(live)
-    listed = await session.regions.list(
-        f'labels.{ITEM_LABEL}="{launch_key(live.item.item_id)}"',
-        [_location(session, prepared, plan) for plan in range(live.plans)],
+    listed = await session.regions.jobs_of(
+        live.item.item_id, [_location(session, prepared, plan) for plan in range(live.plans)]
     )
     jobs = {job.job_id: job for job in listed}
     known = (*live.ended, live.job) if live.job is not None else live.ended

@@ -101,7 +101,7 @@ RUNS = (
     DemoRun(
         "stopped",
         "stopped at W&B",
-        Outcome("failed", "killed", "cancelled", "Cancelled", message="cancelled"),
+        Outcome("failed", "killed", "cancelled", "Cancelled", message="Stopped at W&B by a user"),
         image="python",
         entry_point=shlex.join(["python", "-c", _ENDLESS]),
         is_stopped=True,

@@ -29,7 +29,6 @@ from flows.queue_item import QueueItem
 from flows.session import LaunchSession, current_session, enter_session, own_flow_run_id
 from flows.tags import item_of
 from vertex_launch.errors import OutcomeUnknown, Transient
-from vertex_launch.render import ITEM_LABEL, launch_key
 
 RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
 
@@ -114,7 +113,7 @@ async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  
     async with enter_session(flow_run.parameters["queue"]) as session:
         item = QueueItem.model_validate(flow_run.parameters["item"])
         locations = preparation.locations(session, item)
-        for job in await session.regions.list(f'labels.{ITEM_LABEL}="{launch_key(item_id)}"', locations):
+        for job in await session.regions.jobs_of(item_id, locations):
             if not job.is_terminal:
                 await (await session.regions.of(job.name)).jobs.cancel(job.name)
 

@@ -29,6 +29,7 @@ from vertex_launch.wandb_queue import RunPath
 # as W&B's own agent waits, up to the block's `init_grace_seconds`.
 FIRST_LOOK_SECONDS = 1.0
 LINKS_WAIT_SECONDS = 15.0
+_CATEGORY = " Category: "
 ENDED_EVENT = "vertex-launch.launch.ended"
 
 _CANCELLED = frozenset({Category.CANCELLED, Category.CANCELLED_ELSEWHERE})
@@ -134,7 +135,9 @@ def explain(live: LiveLaunch, diagnosis: Diagnosis) -> str:
     job = live.job
     if job is None:
         return " ".join(part for part in (diagnosis.summary, diagnosis.detail, diagnosis.remedy) if part)
-    parts = [f"{job.name} {job.launch_state.value} ({diagnosis.category.value}): {diagnosis.summary}"]
+    parts = [
+        f"{diagnosis.summary}{_CATEGORY}{diagnosis.category.value} ({job.name} {job.launch_state.value})."
+    ]
     if live.ended:
         parts.append(f"It was attempt {live.attempt.number} of this run.")
     if diagnosis.detail:
@@ -143,6 +146,11 @@ def explain(live: LiveLaunch, diagnosis: Diagnosis) -> str:
         parts.append(diagnosis.remedy)
     parts.append(f"Logs: {logs_url(job.name)}")
     return " ".join(parts)
+
+
+def summary_of(message: str) -> str:
+    """Return what happened in one line, from what `explain` said of it."""
+    return message.split(_CATEGORY, 1)[0].split("\n", 1)[0]
 
 
 def run_url(base_url: str, run: RunPath) -> str:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from blocks.vertex_queue import VertexLaunchQueue
 from flows.background import in_background
 from vertex_launch.clock import Clock
+from vertex_launch.item_finder import ItemFinder
 from vertex_launch.job_watcher import JobWatcher
 from vertex_launch.lifecycle import JobRecord
-from vertex_launch.render import QUEUE_LABEL, queue_key
+from vertex_launch.render import QUEUE_LABEL, launch_key, queue_key
 from vertex_launch.vertex_jobs import VertexJobs
 
 _LOCATION = re.compile(r"projects/[^/]+/locations/(?P<location>[^/]+)/")
@@ -25,9 +26,10 @@ _LOCATION = re.compile(r"projects/[^/]+/locations/(?P<location>[^/]+)/")
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """One region's job service, and the watcher of the queue's jobs there."""
+    """One region's job service, what finds the jobs of items there, and the watcher of the queue's jobs."""
 
     jobs: VertexJobs
+    finder: ItemFinder
     watcher: JobWatcher
 
 
@@ -53,15 +55,17 @@ class Regions:
         match = _LOCATION.match(job_name)
         return await self.at(match["location"] if match else self._block.location)
 
-    async def list(self, selection: str, locations: Iterable[str]) -> tuple[JobRecord, ...]:
-        """Return the jobs that match a filter in all of these regions."""
+    async def jobs_of(self, item_id: str, locations: Iterable[str]) -> tuple[JobRecord, ...]:
+        """Return every job of a run queue item in these regions, by lists that have begun since."""
         regions = [await self.at(location) for location in sorted(set(locations))]
-        found = await asyncio.gather(*(region.jobs.list(selection) for region in regions))
+        found = await asyncio.gather(*(region.finder.find(launch_key(item_id)) for region in regions))
         return tuple(job for jobs in found for job in jobs)
 
     async def _opened(self, location: str) -> Region:
         jobs = self._block.open_vertex_jobs(location)
         self._stack.push_async_callback(jobs.aclose)
+        finder = ItemFinder(jobs, clock=self._clock)
+        self._stack.push_async_callback(finder.aclose)
         watcher = JobWatcher(
             jobs,
             labels={QUEUE_LABEL: queue_key(self._block.entity, self._block.queue)},
@@ -71,4 +75,4 @@ class Regions:
         await self._stack.enter_async_context(
             in_background(watcher.run, f"the job watcher of {location}", self._clock)
         )
-        return Region(jobs, watcher)
+        return Region(jobs, finder, watcher)

@@ -23,6 +23,7 @@ from flows.flow_run_page import FlowRunPage
 from flows.live_launch import LiveLaunch
 from flows.regions import Regions
 from flows.standing import Standing
+from flows.submission_pace import SubmissionPace
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.wandb_queue import WandbQueue
 
@@ -44,6 +45,8 @@ class LaunchSession:
     live: dict[str, LiveLaunch] = field(default_factory=dict)
     # The standing of the agent that the launches belong to; a launch of its own has none to lose.
     standing: Standing | None = None
+    # What all agents keep to together when they submit; without Prefect there is none.
+    pace: SubmissionPace | None = None
     # Cleared while items are being started: what can wait then leaves Prefect's server to them.
     calm: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -54,6 +57,13 @@ class LaunchSession:
         """Wait until nobody else can have taken the launch over, or it is to be left."""
         if self.standing is not None:
             await self.standing.until_sure(live)
+
+    async def may_submit(self, live: LiveLaunch, location: str) -> bool:
+        """Wait for the turn of a job in a region; False if the launch is to be left or ended first."""
+        if self.pace is not None:
+            await self.pace.take(location, unless=(live.leave, live.stop_requested))
+        await self.until_sure(live)
+        return not (live.leave.is_set() or live.stop_requested.is_set())
 
 
 _current: ContextVar[LaunchSession | None] = ContextVar("vertex_launch_session", default=None)
@@ -115,6 +125,12 @@ async def open_session(block_name: str, *, clock: Clock | None = None) -> AsyncI
             regions=regions,
             page=FlowRunPage(client),
             clock=clock,
+            pace=SubmissionPace(
+                client,
+                project=block.project,
+                submissions_per_minute=block.submissions_per_minute,
+                clock=clock,
+            ),
         )
         await stack.enter_async_context(
             in_background(lambda: watch_stops(session), "the watch for stop requests", clock)

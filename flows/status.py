@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from blocks.vertex_queue import VertexLaunchQueue
 from flows.cli_error import no_such_block, prefect_unreachable
-from flows.outcome import run_url
+from flows.outcome import run_url, summary_of
 from flows.queue_item import QueueItem
 from flows.tags import PRODUCT_TAG, queue_tag
 from vertex_launch.diagnosis import console_url, diagnose, logs_url
@@ -369,18 +369,20 @@ def _state(flow_run: FlowRun, job: JobRecord | None) -> str:
 
 def _why(flow_run: FlowRun, job: JobRecord | None) -> str:
     state = flow_run.state
-    first_line = (state.message or "").split("\n", 1)[0] if state is not None else ""
+    first_line = summary_of(state.message or "") if state is not None else ""
     if state is not None and state.is_crashed():
         return f"its agent crashed; the next one goes on ({first_line})"
     if state is not None and state.name == "Refused":
         return _all_problems(state.message or "")
-    if job is not None:
-        return diagnose(job).summary if job.is_terminal else _WHY[job.launch_state]
-    if state is not None and state.is_final():
+    if state is not None and (state.is_final() or (state.name or "").startswith("WaitingFor")):
         return first_line
-    if state is not None and state.name == "AwaitingRetry":
-        return f"trying again: {first_line}"
-    return "its job is being submitted"
+    return "its job is being submitted" if job is None else _why_of_job(job)
+
+
+def _why_of_job(job: JobRecord) -> str:
+    if job.launch_state is LaunchState.CANCELLED:
+        return "the job is cancelled; who wanted that is being found out"
+    return diagnose(job).summary if job.is_terminal else _WHY[job.launch_state]
 
 
 def _all_problems(message: str) -> str:
