@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -136,9 +136,12 @@ async def require_block(client: PrefectClient, name: str) -> None:
 async def open_queue(client: PrefectClient, block_name: str) -> AsyncIterator[QueueReader]:
     """Yield a reader of one queue. Raises LaunchError or ValidationError when the block is unusable."""
     block = await VertexLaunchQueue.aload(block_name)
-    jobs = block.open_vertex_jobs()
-    async with contextlib.aclosing(jobs), block.open_wandb_queue() as wandb:
-        yield QueueReader(client, block_name, block, wandb, jobs)
+    async with contextlib.AsyncExitStack() as stack:
+        regions = {location: block.open_vertex_jobs(location) for location in block.locations}
+        for jobs in regions.values():
+            stack.push_async_callback(jobs.aclose)
+        wandb = await stack.enter_async_context(block.open_wandb_queue())
+        yield QueueReader(client, block_name, block, wandb, regions)
 
 
 async def read_status(
@@ -171,7 +174,7 @@ class QueueReader:
     block_name: str
     block: VertexLaunchQueue
     wandb: WandbQueue
-    jobs: VertexJobs
+    regions: Mapping[str, VertexJobs]
     _wandb_api: Any = None
     _left_the_queue: set[str] = field(default_factory=set[str])
 
@@ -246,16 +249,23 @@ class QueueReader:
         return sum(self.block_name in flow_run.parameters.get("queues", ()) for flow_run in running)
 
     async def _jobs(self, flow_runs: Sequence[FlowRun]) -> dict[str, JobRecord]:
-        """Return the jobs of these launches by launch key; of two for one item, the older."""
+        """Return the jobs of these launches by launch key, in the queue's own regions.
+
+        Of several jobs for one item it is that of the last attempt, and of two of them the older.
+        """
         if not flow_runs:
             return {}
         since = (min(map(_created, flow_runs)) - _CLOCK_LEEWAY).astimezone(UTC)
-        found = await self.jobs.list(
+        selection = (
             f'labels.{QUEUE_LABEL}="{queue_key(self.block.entity, self.block.queue)}"'
             f' AND create_time>="{since:%Y-%m-%dT%H:%M:%SZ}"'
         )
-        newest_first = sorted(found, key=lambda job: job.create_time or since, reverse=True)
-        labelled = {job.labels.get(ITEM_LABEL, ""): job for job in newest_first}
+        pages = await asyncio.gather(*(jobs.list(selection) for jobs in self.regions.values()))
+        in_order = sorted(
+            (job for page in pages for job in page),
+            key=lambda job: (job.attempt, -(job.create_time or since).timestamp()),
+        )
+        labelled = {job.labels.get(ITEM_LABEL, ""): job for job in in_order}
         return labelled | await self._adopted_jobs(flow_runs)
 
     async def _adopted_jobs(self, flow_runs: Sequence[FlowRun]) -> dict[str, JobRecord]:
@@ -265,7 +275,8 @@ class QueueReader:
             item = QueueItem.model_validate(flow_run.parameters["item"])
             if item.job_name is not None:
                 with contextlib.suppress(NotFound):
-                    found[launch_key(item.item_id)] = await self.jobs.get(item.job_name)
+                    jobs = self.regions[self.block.location]
+                    found[launch_key(item.item_id)] = await jobs.get(item.job_name)
         return found
 
     async def _waiting(self, launched: set[str]) -> list[tuple[str, ItemState]]:

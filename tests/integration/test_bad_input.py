@@ -56,6 +56,12 @@ def resource_args(spec: Json | None = None, run: Json | None = None) -> Json:
     return {"resource_args": {"gcp-vertex": {"spec": kept, "run": run or {}}}}
 
 
+def with_launch(**options: Any) -> Json:
+    args = resource_args()
+    args["resource_args"]["gcp-vertex"]["launch"] = options
+    return args
+
+
 def pool(**changes: Any) -> Json:
     return resource_args({"worker_pool_specs": [{**POOL, **changes}]})
 
@@ -315,6 +321,42 @@ BAD = [
         "second pool without replicas",
         f"{SPEC}.worker_pool_specs[1].replica_count: 0 replicas",
         resource_args({"worker_pool_specs": [POOL, {**POOL, "replica_count": 0}]}),
+    ),
+    Bad(
+        "launch option with a wrong name",
+        f"{ARGS}.launch.fallback: 'fallback' is not a field of launch. Did you mean fallbacks?",
+        with_launch(fallback=[{"location": "us-east1"}]),
+    ),
+    Bad(
+        "fallback with a wrong machine",
+        f"{ARGS}.launch.fallbacks[0].machine_spec.machine_typ: 'machine_typ' is not a field of MachineSpec. "
+        "Did you mean machine_type?",
+        with_launch(fallbacks=[{"machine_spec": {"machine_typ": "n1-standard-8"}}]),
+    ),
+    Bad(
+        "fallback that changes nothing",
+        f"{ARGS}.launch.fallbacks[0]: changes nothing (the same would be tried again).",
+        with_launch(fallbacks=[{}]),
+    ),
+    Bad(
+        "command for a pool that is not there",
+        f"{ARGS}.launch.command_pools: pool 1 is not there",
+        with_launch(command_pools=[0, 1]),
+    ),
+    Bad(
+        "run id for an unknown kind of replica",
+        f'{ARGS}.launch.run_id_replicas: \'first\' is not "primary" or "all".',
+        with_launch(run_id_replicas="first"),
+    ),
+    Bad(
+        "one reserved IP range without a list",
+        f"{SPEC}.reserved_ip_ranges: expected a list of strings, got a string. Put it into a list: […].",
+        resource_args({"reserved_ip_ranges": "my-range"}),
+    ),
+    Bad(
+        "trial of a sweep that is not there",
+        "sweep",
+        {"sweep_id": "nowhere", **resource_args()},
     ),
     # Only Vertex AI itself refuses it: it may have machines that are not in our list yet.
     Bad(
