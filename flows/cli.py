@@ -16,7 +16,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows.cli_error import FAILED, INTERRUPTED, NOT_READY, OK, USAGE, CommandError, as_command_error
+from flows.cli_error import (
+    FAILED,
+    INTERRUPTED,
+    NOT_READY,
+    OK,
+    TERMINATED,
+    USAGE,
+    CommandError,
+    as_command_error,
+)
 
 # The rule of wandb.sdk.lib.wbauth.validation, which costs a second to import: 40 characters, after a
 # prefix and a dash if there is a dash; or a JWT.
@@ -249,6 +258,13 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
         if expected is None:
             raise
         _fail(expected)
+    except BaseException as error:
+        from prefect.exceptions import TerminationSignal
+
+        # Prefect's engine turns SIGTERM into this; the launches are marked for the next agent by then.
+        if isinstance(error, TerminationSignal):
+            raise typer.Exit(TERMINATED) from None
+        raise
 
 
 def _fail(error: CommandError) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-OK, FAILED, USAGE, NOT_READY, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, USAGE, NOT_READY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
 class CommandError(Exception):

@@ -75,7 +75,9 @@ class LaunchRuns:
         flow_run = FlowRun.model_validate(response.json())
         if response.status_code == httpx.codes.CREATED:
             return flow_run
-        owner = owner_of(flow_run.tags)
+        # An ended one is nobody's, whoever carried it: W&B had the item back before it was claimed.
+        has_ended = flow_run.state is not None and flow_run.state.is_final()
+        owner = None if has_ended else owner_of(flow_run.tags)
         if owner is not None and owner != self._owner_id and await self._colleagues.at_work({owner}):
             return None
         return await self.take_over(flow_run)
@@ -209,6 +211,8 @@ class LaunchRuns:
     def _may_start(self, flow_run: FlowRun) -> bool:
         if flow_run.state is None or not flow_run.state.is_crashed():
             return True
+        if owner_of(flow_run.tags) not in {None, self._owner_id}:
+            return True  # its agent has ended, and it with it
         pause_seconds = min(MAX_CRASH_PAUSE_SECONDS, CRASH_PAUSE_SECONDS * max(0, flow_run.run_count - 1))
         return flow_run.state.timestamp + timedelta(seconds=pause_seconds) <= self._clock.now()
 

@@ -24,7 +24,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from blocks.vertex_queue import VertexLaunchQueue
 from vertex_launch.clock import Clock
@@ -143,7 +143,11 @@ class Slots:
         Raises NotFound when there is no shared limit of a name.
         """
         if self._max_jobs != UNLIMITED:
-            await self._client.upsert_global_concurrency_limit_by_name(self._limit_name, self._max_jobs)
+            try:
+                await self._client.upsert_global_concurrency_limit_by_name(self._limit_name, self._max_jobs)
+            except ObjectAlreadyExists:
+                # Another agent that starts at the same moment has made it.
+                await self._client.upsert_global_concurrency_limit_by_name(self._limit_name, self._max_jobs)
         for name in self._shared_limits:
             try:
                 await self._client.read_global_concurrency_limit_by_name(name)

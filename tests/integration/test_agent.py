@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +20,7 @@ from flows.agent import agent
 from flows.launch_runs import LaunchRuns
 from flows.queue_item import QueueItem
 from tests.integration.conftest import PrefectServer
+from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.clock import SystemClock
 from vertex_launch.lifecycle import LaunchState
@@ -38,14 +41,6 @@ async def drain(queue: LaunchQueue, **options: Any) -> State[Any]:
     return await asyncio.wait_for(
         agent(queues=[queue.name], drain=True, return_state=True, **options), DEADLINE_SECONDS
     )
-
-
-async def until(condition: Any) -> Any:
-    """Wait until an asynchronous condition holds, and return what it found."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not (found := await condition()):
-            await asyncio.sleep(0.05)
-    return found
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -321,3 +316,29 @@ async def test_a_launch_whose_agent_is_alive_is_left_to_it(prefect_api: PrefectS
         assert launched.state is not None
         assert launched.state.is_pending()
         assert await queue.jobs() == []
+
+
+async def test_an_agent_that_is_terminated_leaves_its_launch_to_the_next_one_and_touches_no_job(
+    queue: LaunchQueue, prefect_api: PrefectServer
+) -> None:
+    item_id = queue.push("python", *python("import time; time.sleep(600)"))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "flows.cli", "agent", "--queue", queue.name,
+        env=prefect_api.environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+
+    async def live_job() -> Any:
+        return [job for job in await queue.jobs() if job.launch_state is LaunchState.RUNNING]
+
+    [job] = await until(live_job)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = await process.communicate()
+
+    assert process.returncode == 143, printed.decode()
+    left = (await queue.launches())[item_id]
+    assert left.state is not None
+    assert left.state.is_crashed()
+    assert queue.sandbox.vertex.calls["CancelCustomJob"] == 0
+    queue.sandbox.vertex.cancel(job.name)
+    assert "1 adopted" in ((await drain(queue)).message or "")
+    assert (await queue.launches())[item_id].id == left.id

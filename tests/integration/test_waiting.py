@@ -20,7 +20,9 @@ from vertex_launch.sandbox.faults import Fault, What
 from vertex_launch.sandbox.server import Sandbox
 from vertex_launch.vertex_types import JobState
 
-FULL = Fault(server="vertex", operation="CreateCustomJob", what=What.ANSWER, code="RESOURCE_EXHAUSTED", times=3)
+FULL = Fault(
+    server="vertex", operation="CreateCustomJob", what=What.ANSWER, code="RESOURCE_EXHAUSTED", times=3
+)
 TO_EUROPE = {"location": "europe-west4"}
 
 
