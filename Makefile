@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: bench blocks demo test lint lock clean
+.PHONY: bench fuzz blocks demo test lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements/dev.txt pyproject.toml
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## eight runs from a W&B queue through Vertex AI and back, on lo
 
 test: $(STAMP)  ## the test suite, on two cores
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_edges_fuzz.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## what it costs: latency, CPU, memory and calls on the sandbox; a quarter of an hour
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -167,6 +167,9 @@ def _block(servers: Servers, name: str, max_jobs: int) -> Any:
             {"service_account_info": service_account_info(PROJECT), "project": PROJECT}
         ),
         max_jobs=max_jobs,
+        # Google's quotas would be all that is measured.
+        calls_per_minute=60_000,
+        submissions_per_minute=6_000,
         spec={"worker_pool_specs": [POOL]},
         endpoint=address.vertex_grpc_url,
     )

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from blocks.field_names import refuse_unknown_fields
 from blocks.gcp_credentials import GcpCredentials
 from blocks.wandb_credentials import LOGO_URL, WandbCredentials
+from vertex_launch.call_budget import CALLS_PER_MINUTE, SUBMISSIONS_PER_MINUTE
 from vertex_launch.errors import InvalidQueueConfig, NotFound, Problem
 from vertex_launch.locks import Locks
 from vertex_launch.queue_config import QueueDefaults, parse_queue_config
@@ -163,6 +164,24 @@ class VertexLaunchQueue(Block):
         default=10.0,
         title="Job interval",
         description="Seconds between two looks at the live jobs; one look serves up to 100 of them.",
+        gt=0,
+    )
+    calls_per_minute: int = Field(
+        default=CALLS_PER_MINUTE,
+        title="Calls a minute",
+        description=(
+            "Calls to Vertex AI in any 60 seconds, of one agent in one region. Google allows 600 to all "
+            "together, unless the project has another quota."
+        ),
+        gt=0,
+    )
+    submissions_per_minute: int = Field(
+        default=SUBMISSIONS_PER_MINUTE,
+        title="Submissions a minute",
+        description=(
+            "Jobs created in any 60 seconds, by all agents in one region of the project. Google allows 60, "
+            "unless the project has another quota."
+        ),
         gt=0,
     )
     call_timeout_seconds: float = Field(
@@ -324,6 +343,14 @@ class VertexLaunchQueue(Block):
         """The global concurrency limit that stands for `max_schedulers`."""
         return f"{self.limit_name}:schedulers"
 
+    @property
+    def locations(self) -> list[str]:
+        """The regions that this block itself sends jobs to: its own, and those of its fallbacks."""
+        fallbacks = self.launch.get("fallbacks") or ()
+        return list(
+            dict.fromkeys([self.location, *(each["location"] for each in fallbacks if "location" in each)])
+        )
+
     def defaults(self) -> QueueDefaults:
         """Return the configuration for what a run does not bring along."""
         return QueueDefaults(
@@ -384,6 +411,8 @@ class VertexLaunchQueue(Block):
             endpoint=self.endpoint and self.endpoint.replace("{location}", location),
             timeout_seconds=self.call_timeout_seconds,
             create_timeout_seconds=self.create_timeout_seconds,
+            calls_per_minute=self.calls_per_minute,
+            submissions_per_minute=self.submissions_per_minute,
         )
 
     async def aupsert_queue(self, *, prioritize: bool | None = None) -> None:

@@ -12,7 +12,7 @@ from flows.live_launch import LiveLaunch, Prepared
 from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.diagnosis import Category, Diagnosis, diagnose
-from vertex_launch.errors import LaunchError, OutcomeUnknown, OverQuota
+from vertex_launch.errors import LaunchError, OutcomeUnknown, OverQuota, PermissionDenied, Transient
 from vertex_launch.lifecycle import (
     Cancel,
     Desired,
@@ -106,6 +106,15 @@ async def find(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
                 raise LaunchError(f"item {live.item.item_id}: nothing can be done for {decision}")
 
 
+async def find_later(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+    """Return the launch's job if it turns up a little later: nobody knows yet whether there is one."""
+    for pause_seconds in LOOK_AGAIN_SECONDS:
+        await session.clock.sleep(pause_seconds)
+        if job := await _look_again(session, live):
+            return job
+    return None
+
+
 async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
     """Create the job of the current attempt; where a plan's machines are over quota, of its next plan.
 
@@ -153,10 +162,8 @@ async def _create(session: LaunchSession, live: LiveLaunch, rendering: Rendering
         # Dying here is why the label is looked for first: the job is found by the next try.
         return await region.jobs.create(rendering.job, timeout_seconds=rendering.create_timeout_seconds)
     except OutcomeUnknown:
-        for pause_seconds in LOOK_AGAIN_SECONDS:
-            await session.clock.sleep(pause_seconds)
-            if job := await _look_again(session, live):
-                return job
+        if job := await find_later(session, live):
+            return job
         raise
 
 
@@ -174,9 +181,12 @@ async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ..
     A list that lags must neither hide an attempt nor bring one back that has ended.
     """
     prepared = _prepared(live)
-    listed = await session.regions.jobs_of(
-        live.item.item_id, [_location(session, prepared, plan) for plan in range(live.plans)]
-    )
+    locations = [_location(session, prepared, plan) for plan in range(live.plans)]
+    try:
+        listed = await session.regions.jobs_of(live.item.item_id, locations)
+    except PermissionDenied as error:
+        # Who may not even look has a problem with the queue and not with this item.
+        raise Transient(str(error)) from error
     jobs = {job.job_id: job for job in listed}
     known = (*live.ended, live.job) if live.job is not None else live.ended
     jobs.update({job.job_id: job for job in known if job.is_terminal or job.job_id not in jobs})

@@ -16,7 +16,7 @@ from flows.notices import show
 from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.clock import sleep_until
-from vertex_launch.errors import Conflict, OutcomeUnknown, Permanent, Transient
+from vertex_launch.errors import AuthenticationFailed, Conflict, OutcomeUnknown, Permanent, Transient
 
 # A step is tried again for about half a minute; a remote system that is away for longer makes the whole
 # launch wait and start over, for as long as it takes.
@@ -63,7 +63,8 @@ class Course:
         while True:
             try:
                 return await self._steps()
-            except (Transient, OutcomeUnknown) as error:
+            except (Transient, OutcomeUnknown, AuthenticationFailed) as error:
+                # A key or token that is not accepted is the queue's, not this item's: somebody renews it.
                 run_log().warning("Waiting %.0f s before going on: %s", pause_seconds, error)
                 await show(self._session, self._live, "WaitingForService", str(error))
                 await self._pause(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter

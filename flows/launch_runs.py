@@ -16,18 +16,19 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Pending, to_state_create
 
 from flows.launch import launch
+from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
-from flows.slots import lease_labels
+from flows.slots import lease_labels, lease_of
 from flows.standing import Colleagues, read_flow_runs
-from flows.tags import PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
+from flows.tags import CANCEL_TAG, PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
 
-# A launch that crashed again and again is started again a minute later, two, …, for as long as it takes:
-# its job may run on.
+# A launch that crashed again and again is started again a minute later, then two, for as long as it takes:
+# its job may run on, and its slot must not end before.
 CRASH_PAUSE_SECONDS = 60.0
 CONFIRM_SECONDS = 1.0
-MAX_CRASH_PAUSE_SECONDS = 600.0
+MAX_CRASH_PAUSE_SECONDS = 120.0
 MAX_QUOTED_CHARACTERS = 500
 
 _MAY_BE_ORPHANED = (
@@ -57,6 +58,8 @@ class LaunchRuns:
         self._clock = clock
         self._flow_id: UUID | None = None
         self._colleagues = Colleagues(client, clock=clock)
+        # What other agents carried at the last look for orphans.
+        self.others: list[FlowRun] = []
 
     async def create(self, item: QueueItem, lease_id: UUID | None = None) -> FlowRun | None:
         """Return the flow run of an item, owned by this agent; None when another agent carries it.
@@ -75,11 +78,15 @@ class LaunchRuns:
         flow_run = FlowRun.model_validate(response.json())
         if response.status_code == httpx.codes.CREATED:
             return flow_run
+        if _is_settled(flow_run):
+            return None
         # An ended one is nobody's, whoever carried it: W&B had the item back before it was claimed.
         has_ended = flow_run.state is not None and flow_run.state.is_final()
         owner = None if has_ended else owner_of(flow_run.tags)
         if owner is not None and owner != self._owner_id and await self._colleagues.at_work({owner}):
             return None
+        if labels:
+            await self._client.update_flow_run_labels(flow_run.id, {**labels})
         return await self.take_over(flow_run)
 
     async def offer(self, item: QueueItem) -> FlowRun | None:
@@ -129,12 +136,13 @@ class LaunchRuns:
         ]
         owners = {owner for run in candidates if (owner := owner_of(run.tags)) is not None}
         alive = await self._colleagues.at_work(owners - {self._owner_id})
+        self.others = [run for run in candidates if owner_of(run.tags) in alive]
         return [run for run in candidates if owner_of(run.tags) not in alive]
 
     async def take_over(self, flow_run: FlowRun) -> FlowRun:
         """Make this agent the owner of a launch whose item it holds, and ready it to run again."""
         await self._own(flow_run)
-        return await self._ready(flow_run)
+        return await self._ready(await self._client.read_flow_run(flow_run.id))
 
     async def adopt(self, orphans: Sequence[FlowRun]) -> list[FlowRun]:
         """Make this agent the owner of orphans and ready them to run again; return those it has got.
@@ -148,8 +156,8 @@ class LaunchRuns:
         if orphans:
             await self._clock.sleep(CONFIRM_SECONDS)
         runs = await read_flow_runs(self._client, {orphan.id for orphan in orphans})
-        own = {run.id for run in runs if owner_of(run.tags) == self._owner_id}
-        return [await self._ready(orphan) for orphan in orphans if orphan.id in own]
+        own = {run.id: run for run in runs if owner_of(run.tags) == self._owner_id and not _is_settled(run)}
+        return [await self._ready(own[orphan.id]) for orphan in orphans if orphan.id in own]
 
     async def lost(self, flow_run_ids: set[UUID]) -> set[UUID]:
         """Return those of this agent's launches that are not its own any more, or have ended."""
@@ -161,15 +169,19 @@ class LaunchRuns:
         }
         return flow_run_ids - own
 
-    async def in_flight(self) -> int:
-        """Return how many launches of the queue are under way, whoever carries them."""
-        return len(await self._read_unfinished())
+    async def slots_noted(self) -> int:
+        """Return how many launches under way have noted the lease of a slot, whoever carries them."""
+        return sum(lease_of(run.labels) is not None for run in await self._read_unfinished())
 
     async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
         await self._client.update_flow_run(flow_run.id, tags=[*tags, owner_tag(self._owner_id)])
 
     async def _ready(self, flow_run: FlowRun) -> FlowRun:
+        if flow_run.state is not None and flow_run.state.is_cancelling():
+            # The state goes with the next line, and what somebody wants must outlive this process.
+            tags = [*flow_run.tags, CANCEL_TAG]
+            await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
         # Not Scheduled: a worker would start a launch that has a deployment a second time.
         await self._client.set_flow_run_state(
             flow_run.id, Pending(message="Its agent is gone; going on."), force=True
@@ -177,7 +189,10 @@ class LaunchRuns:
         return await self._client.read_flow_run(flow_run.id)
 
     async def hand_over(self, flow_run_id: UUID) -> None:
-        """Leave a launch whose job is still under way to the next agent."""
+        """Leave a launch whose job is still under way to the next agent; a cancelled one as it is."""
+        state = (await self._client.read_flow_run(flow_run_id)).state
+        if state is not None and state.is_cancelling():
+            return
         await self._client.set_flow_run_state(
             flow_run_id,
             Pending(
@@ -215,6 +230,12 @@ class LaunchRuns:
             return True  # its agent has ended, and it with it
         pause_seconds = min(MAX_CRASH_PAUSE_SECONDS, CRASH_PAUSE_SECONDS * max(0, flow_run.run_count - 1))
         return flow_run.state.timestamp + timedelta(seconds=pause_seconds) <= self._clock.now()
+
+
+def _is_settled(flow_run: FlowRun) -> bool:
+    """Whether a launch has an outcome; that of an item which somebody else has is none of its own."""
+    state = flow_run.state
+    return state is not None and state.is_final() and not state.is_crashed() and state.name != ELSEWHERE
 
 
 def _not_kept(item: QueueItem, response: httpx.Response) -> Problem:

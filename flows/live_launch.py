@@ -41,6 +41,7 @@ class LiveLaunch:
         ended: The jobs of the attempts before it, oldest first.
         plans: How many plans there are: the configuration as written, and its fallbacks.
         job: The current attempt's job as it was last seen.
+        may_have_job: Whether another process may have created a job that no list shows yet.
         refusal: Why the item cannot be launched.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
@@ -59,6 +60,7 @@ class LiveLaunch:
     ended: tuple[JobRecord, ...] = ()
     plans: int = 1
     job: JobRecord | None = None
+    may_have_job: bool = False
     refusal: Permanent | None = None
     run_showed_up: bool = True
     stop: StopRequest | None = None

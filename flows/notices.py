@@ -11,7 +11,13 @@ from prefect.states import Running
 from flows.live_launch import LiveLaunch
 from flows.run_log import run_log
 from flows.session import LaunchSession
-from vertex_launch.errors import LaunchError
+from vertex_launch.errors import (
+    AuthenticationFailed,
+    LaunchError,
+    Permanent,
+    PermissionDenied,
+    Transient,
+)
 from vertex_launch.wandb_queue import error_file
 
 # The stages of a failure that W&B's own agent knows: before there is a job, and after.
@@ -21,9 +27,17 @@ RUNNING = "Running"
 
 
 async def fail(session: LaunchSession, live: LiveLaunch, message: str, *, stage: str) -> None:
-    """Fail the item with a message; the whole of it is in a file too, if there is an agent to keep it."""
+    """Fail the item with a message; the whole of it is in a file too, if there is an agent to keep it.
+
+    An item that W&B will not fail, because somebody has removed it for example, is left as it is.
+    """
     paths = await _saved(session, live, message)
-    await session.wandb.fail(live.item.item_id, message, stage, paths)
+    try:
+        await session.wandb.fail(live.item.item_id, message, stage, paths)
+    except (AuthenticationFailed, PermissionDenied) as error:
+        raise Transient(str(error)) from error
+    except Permanent as error:
+        run_log().warning("W&B did not fail the item: %s", error)
 
 
 async def warn(session: LaunchSession, live: LiveLaunch, message: str) -> None:

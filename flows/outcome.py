@@ -31,6 +31,7 @@ FIRST_LOOK_SECONDS = 1.0
 LINKS_WAIT_SECONDS = 15.0
 _CATEGORY = " Category: "
 ENDED_EVENT = "vertex-launch.launch.ended"
+ELSEWHERE = "Elsewhere"
 
 _CANCELLED = frozenset({Category.CANCELLED, Category.CANCELLED_ELSEWHERE})
 _STATE_NAMES = {
@@ -103,7 +104,7 @@ def refused_state(error: Permanent) -> State[Any]:
 
 def elsewhere_state(error: Permanent) -> State[Any]:
     """Return the state of a flow run whose item somebody else has."""
-    return Cancelled(name="Elsewhere", message=str(error))
+    return Cancelled(name=ELSEWHERE, message=str(error))
 
 
 def diagnosis_of(session: LaunchSession, live: LiveLaunch) -> Diagnosis:
@@ -133,18 +134,16 @@ def final_state(session: LaunchSession, live: LiveLaunch) -> State[Any]:
 def explain(live: LiveLaunch, diagnosis: Diagnosis) -> str:
     """Return what happened, why, who wanted it, and what to do, as one paragraph."""
     job = live.job
-    if job is None:
-        return " ".join(part for part in (diagnosis.summary, diagnosis.detail, diagnosis.remedy) if part)
-    parts = [
-        f"{diagnosis.summary}{_CATEGORY}{diagnosis.category.value} ({job.name} {job.launch_state.value})."
-    ]
+    what = "there was no job yet" if job is None else f"{job.name} {job.launch_state.value}"
+    parts = [f"{diagnosis.summary}{_CATEGORY}{diagnosis.category.value} ({what})."]
     if live.ended:
         parts.append(f"It was attempt {live.attempt.number} of this run.")
     if diagnosis.detail:
         parts.append(f"Vertex AI said: {diagnosis.detail.rstrip('.')}.")
     if diagnosis.remedy:
         parts.append(diagnosis.remedy)
-    parts.append(f"Logs: {logs_url(job.name)}")
+    if job is not None:
+        parts.append(f"Logs: {logs_url(job.name)}")
     return " ".join(parts)
 
 

@@ -35,9 +35,7 @@ async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
     assert live.prepared is not None
     spec = live.prepared.spec
     if not live.may_submit.is_set():
-        await show(
-            session, live, "WaitingForSlot", "The queue runs as many sweep schedulers at once as it may."
-        )
+        await show(session, live, "WaitingForSlot", "The queue runs as much at once as it may.")
         await until_any(live.may_submit, live.stop_requested, live.leave)
     await session.until_sure(live)
     if live.stop_requested.is_set() or live.leave.is_set():

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from math import inf
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from prefect import State
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
+from pydantic import SecretStr
 
 from flows.background import in_background
 from flows.launch_engine import start_launch
@@ -25,6 +27,7 @@ from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
+from flows.tags import CANCEL_TAG
 from vertex_launch.clock import Clock
 from vertex_launch.lifecycle import Requester, StopRequest
 from vertex_launch.wandb_queue import PoppedItem
@@ -32,6 +35,8 @@ from vertex_launch.wandb_queue import PoppedItem
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
 ADOPTION_SECONDS = 30.0
+# One look for launches to adopt may fail or take its time; after that nobody knows any more.
+CLEAR_SECONDS = 75.0
 
 StartLaunch = Callable[[FlowRun, LaunchSession], "asyncio.Task[State[Any]]"]
 
@@ -98,18 +103,25 @@ class QueueServer:
             clock=self._clock,
         )
         self._slots = slots_of(
-            block, client, holder_id=agent_run_id, clock=self._clock, in_flight=self._runs.in_flight
+            block, client, holder_id=agent_run_id, clock=self._clock, noted=self._runs.slots_noted
         )
         self._scheduler_slots = scheduler_slots_of(block, client, holder_id=agent_run_id, clock=self._clock)
         self._carried: dict[str, asyncio.Task[None]] = {}
+        # The flow runs of the carried launches, until Prefect has their final states.
+        self._flow_run_ids: dict[str, UUID] = {}
         # An item whose flow run could not be made: it is ours until its lease ends.
         self._held: PoppedItem | None = None
         # Asked for while an item is being started: in a burst the next one need not wait for it.
         self._next_slot: asyncio.Task[Slot | None] | None = None
+        # When it was last clear which launches are left to adopt.
+        self._clear_at = -inf
+        # The leases that other agents' launches have noted, as long as nothing can have happened to them.
+        self._covered: dict[UUID, UUID] = {}
         # A flow run that is just being made must not look like one that nobody carries.
         self._booking = asyncio.Lock()
-        # Sweep schedulers that wait for their place under the limit of schedulers.
-        self._waiting_schedulers: dict[str, tuple[Slot, LiveLaunch]] = {}
+        # Sweep schedulers that wait for their place under the limit of schedulers, and adopted launches
+        # whose slot is gone: what they have running goes on, and a new job has to wait.
+        self._waiting: dict[str, tuple[Slot, LiveLaunch]] = {}
 
     @property
     def is_busy(self) -> bool:
@@ -135,8 +147,9 @@ class QueueServer:
 
         Raises LaunchError or httpx.HTTPError when W&B or Prefect cannot be asked.
         """
-        await self._admit_schedulers()
-        if not await self._slots.settle():
+        is_settled = await self._slots.settle()
+        await self._admit_waiting(are_jobs_settled=is_settled)
+        if not is_settled or not self._knows_who_carries_what():
             await self._release_next_slot()
             return Found.NO_SLOT
         slot = await self._take_slot()
@@ -163,20 +176,28 @@ class QueueServer:
         return await self._slots.has_shared_room()
 
     async def try_to_adopt(self) -> bool:
-        """Carry on what another agent left; False when Prefect cannot be asked for it."""
+        """Carry on what another agent left; False while it is not known what that is."""
         try:
             async with self._booking:
                 await self._adopt()
         except httpx.HTTPError as error:
             logger.warning("Prefect could not be asked for unfinished launches: %s", error)
             return False
-        return True
+        return self._knows_who_carries_what()
+
+    def _knows_who_carries_what(self) -> bool:
+        """Whether no launch can be under way unattended, with its slot given to another one."""
+        return self._clock.monotonic() - self._clear_at <= CLEAR_SECONDS
 
     async def keep_adopting(self) -> None:
         """Look for launches that nobody carries, for ever."""
         while True:
             await self._clock.sleep(ADOPTION_SECONDS)
             await self.try_to_adopt()
+            try:
+                await self._slots.mend()
+            except httpx.HTTPError as error:
+                logger.warning("Prefect could not be asked for the slots it counts: %s", error)
 
     async def hand_over(self) -> None:
         """Leave every launch whose job is under way to the next agent; jobs are not touched."""
@@ -185,8 +206,8 @@ class QueueServer:
             live.leave.set()
         with contextlib.suppress(httpx.HTTPError):  # its lease ends by itself
             await self._release_next_slot()
-        while self._carried:
-            await asyncio.wait(set(self._carried.values()))
+        while carried := {task for task in self._carried.values() if not task.done()}:
+            await asyncio.wait(carried)
 
     async def _take_slot(self) -> Slot | None:
         """Return the slot that was asked for while the last item was started, else ask now."""
@@ -209,40 +230,53 @@ class QueueServer:
         """
         item = QueueItem.from_popped(popped)
         async with self._booking:
+            if item.item_id in self._carried:
+                # The answer to its creation was lost, and it was adopted since.
+                return False
             flow_run = await self._runs.create(item, slot.lease_id)
             if flow_run is None:
                 return False
             self.tally.launched += 1
-            live = LiveLaunch(item, flow_run.id, api_key=popped.api_key)
+            live = self._live(item, flow_run, popped.api_key)
             if item.is_scheduler:
                 self._carry_scheduler(flow_run, live)
                 return False
-            slot.flow_run_id = flow_run.id
+            slot.go_with(flow_run.id)
             self._carry(flow_run, live, self._slots, slot)
         return True
+
+    def _live(self, item: QueueItem, flow_run: FlowRun, api_key: SecretStr | None = None) -> LiveLaunch:
+        live = LiveLaunch(item, flow_run.id, api_key=api_key, may_have_job=flow_run.run_count > 0)
+        if CANCEL_TAG in flow_run.tags:
+            live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
+        return live
 
     def _carry(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         live.may_submit.set()
         self._start(flow_run, live, slots, slot)
 
+    def _carry_waiting(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+        self._waiting[live.item.item_id] = (slot, live)
+        self._start(flow_run, live, slots, slot)
+
     def _carry_scheduler(self, flow_run: FlowRun, live: LiveLaunch) -> None:
-        slot = self._scheduler_slots.owe(flow_run.id)
-        self._waiting_schedulers[live.item.item_id] = (slot, live)
-        self._start(flow_run, live, self._scheduler_slots, slot)
+        slots = self._scheduler_slots
+        self._carry_waiting(flow_run, live, slots, slots.owe(flow_run.id))
 
     def _start(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         item_id = live.item.item_id
         self.session.live[item_id] = live
+        self._flow_run_ids[item_id] = flow_run.id
         self._carried[item_id] = asyncio.create_task(self._see_through(flow_run, live, slots, slot))
 
-    async def _admit_schedulers(self) -> None:
-        """Let the sweep schedulers start that have got their place under the limit of schedulers."""
-        if self._waiting_schedulers:
+    async def _admit_waiting(self, *, are_jobs_settled: bool) -> None:
+        """Let launches start that have got their place: jobs only once every job that runs has its own."""
+        if self._scheduler_slots.owed:
             await self._scheduler_slots.settle()
-        for item_id, (slot, live) in [*self._waiting_schedulers.items()]:
-            if slot.is_held:
+        for item_id, (slot, live) in [*self._waiting.items()]:
+            if slot.is_held and (are_jobs_settled or live.item.is_scheduler):
                 live.may_submit.set()
-                del self._waiting_schedulers[item_id]
+                del self._waiting[item_id]
 
     async def _see_through(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         """Follow one launch to its end; give its slot back when no job of it is under way any more.
@@ -253,11 +287,13 @@ class QueueServer:
         job_ended = asyncio.create_task(live.job_ended.wait())
         try:
             await asyncio.wait({launch_task, job_ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not live.leave.is_set():
+            if live.job_ended.is_set() and not live.leave.is_set():
                 await slots.release(slot)
             self._wake.set()
             state = await launch_task
-            await slots.release(slot)
+            if state.is_final():
+                await slots.release(slot)
+            slots.forget(slot)
             self.tally.ends[(state.name or state.type.value).lower()] += 1
         except Abort:
             slots.forget(slot)
@@ -272,7 +308,8 @@ class QueueServer:
             job_ended.cancel()
             self.session.live.pop(live.item.item_id, None)
             self._carried.pop(live.item.item_id, None)
-            self._waiting_schedulers.pop(live.item.item_id, None)
+            self._flow_run_ids.pop(live.item.item_id, None)
+            self._waiting.pop(live.item.item_id, None)
             self._wake.set()
 
     async def _leave(self, flow_run: FlowRun) -> None:
@@ -283,24 +320,39 @@ class QueueServer:
             logger.warning("The launch %s could not be marked for adoption: %s", flow_run.name, error)
 
     async def _adopt(self) -> None:
-        carried = {live.flow_run_id for live in self.session.live.values()}
+        looked = self._clock.monotonic()
+        carried = set(self._flow_run_ids.values())
         orphans = {orphan.id: orphan for orphan in await self._runs.find_orphans(carried)}
         items = {
             orphan.id: QueueItem.model_validate(orphan.parameters["item"]) for orphan in orphans.values()
         }
         wanted = [orphan for orphan in orphans.values() if items[orphan.id].item_id not in self._carried]
         for flow_run in await self._runs.adopt(wanted):
-            item, state = items[flow_run.id], orphans[flow_run.id].state
-            live = LiveLaunch(item, flow_run.id)
-            if state is not None and state.is_cancelling():
-                live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
+            item = items[flow_run.id]
+            live = self._live(item, flow_run)
             logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)
             self.tally.adopted += 1
             if item.is_scheduler:
                 self._carry_scheduler(flow_run, live)
             else:
                 slot = await self._slots.take_over(lease_of(flow_run.labels), flow_run.id)
-                self._carry(flow_run, live, self._slots, slot)
+                carry = self._carry if slot.is_held else self._carry_waiting
+                carry(flow_run, live, self._slots, slot)
+
+        if all([await self._is_covered(flow_run) for flow_run in self._runs.others]):
+            self._clear_at = looked
+
+    async def _is_covered(self, flow_run: FlowRun) -> bool:
+        """Whether another agent's launch has a slot: it was there with one, or has begun since then."""
+        if not self._knows_who_carries_what():
+            self._covered.clear()
+        lease_id, known = lease_of(flow_run.labels), self._covered.get(flow_run.id)
+        is_new = known is None and self._knows_who_carries_what()
+        if not is_new and known != lease_id and not await self._slots.outlasts(lease_id):
+            return False
+        if lease_id is not None:
+            self._covered[flow_run.id] = lease_id
+        return True
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError."""

@@ -9,7 +9,8 @@ A slot goes with its launch: the lease is noted on the launch's flow run, and an
 launch goes on with it. So a lease outlives an agent for longer than it takes to adopt its launches.
 A lease that is lost never touches the job it stood for. It is taken again when there is room, and
 nothing new starts until then. A Prefect server that was restarted has forgotten the leases it kept in
-memory but not how many slots were taken: then the slot is still counted, and held without a lease.
+memory but not how many slots were taken: a lease that is gone before its time is still counted, and its
+slot is held without it. What is counted and nobody's is taken off once it has been so for long enough.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ LEASE_LABEL = "vertex-launch.lease"
 # within another: leases last until then, whenever they were renewed.
 LEASE_SECONDS = 300.0
 RENEWAL_SECONDS = 100.0
+# Slots that no launch has noted for so long are nobody's: a lease without a launch ends much sooner.
+EXCESS_SECONDS = 900.0
 
 
 def slots_of(
@@ -46,7 +49,7 @@ def slots_of(
     *,
     holder_id: UUID,
     clock: Clock,
-    in_flight: Callable[[], Awaitable[int]] | None = None,
+    noted: Callable[[], Awaitable[int]] | None = None,
 ) -> Slots:
     """Return the slots of a queue's jobs."""
     return Slots(
@@ -56,7 +59,7 @@ def slots_of(
         shared_limits=block.shared_limits,
         clock=clock,
         holder_id=holder_id,
-        in_flight=in_flight,
+        noted=noted,
     )
 
 
@@ -87,14 +90,20 @@ class Slot:
     Attributes:
         lease_id: The lease that holds it; None while it is owed one.
         flow_run_id: The launch's flow run, which notes a lease that is taken anew.
-        was_lost: Whether Prefect has forgotten a lease of it.
-        is_counted: Whether Prefect counts it all the same.
+        renewed: When the lease was last taken or renewed, as far as this process knows.
+        is_counted: Whether Prefect counts it although it has forgotten the lease.
+        noted: The lease that the flow run notes.
     """
 
     lease_id: UUID | None = None
     flow_run_id: UUID | None = None
-    was_lost: bool = False
+    renewed: float | None = None
     is_counted: bool = False
+    noted: UUID | None = None
+
+    def go_with(self, flow_run_id: UUID) -> None:
+        """Let the slot be that of a launch whose flow run has noted its lease."""
+        self.flow_run_id, self.noted = flow_run_id, self.lease_id
 
     @property
     def is_held(self) -> bool:
@@ -106,8 +115,8 @@ class Slots:
     """The slots that one agent holds under a limit of its own and under shared ones.
 
     `max_jobs` -1 means no limit of its own; without a shared one every slot is granted then and Prefect
-    is not asked. `shared_limits` are global concurrency limits that somebody made. `in_flight` tells how
-    many launches are under way under the own limit, whoever carries them.
+    is not asked. `shared_limits` are global concurrency limits that somebody made. `noted` tells how
+    many launches under way note a slot of the own limit, whoever carries them.
     """
 
     def __init__(
@@ -119,7 +128,7 @@ class Slots:
         clock: Clock,
         shared_limits: Sequence[str] = (),
         holder_id: UUID | None = None,
-        in_flight: Callable[[], Awaitable[int]] | None = None,
+        noted: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
         self._client = client
         self._limit_name = limit_name
@@ -128,9 +137,12 @@ class Slots:
         self._limit_names = list(dict.fromkeys([*own, *shared_limits]))
         self._shared_limits = tuple(shared_limits)
         self._clock = clock
-        self._in_flight = in_flight
+        self._noted = noted
+        # Since when more slots have been counted than noted, and how many more at least.
+        self._excess: tuple[float, int] | None = None
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
-        self._slots: set[Slot] = set()
+        # A dict for its order: renewals and what is owed go by who came first.
+        self._slots: dict[Slot, None] = {}
 
     @property
     def owed(self) -> list[Slot]:
@@ -177,13 +189,13 @@ class Slots:
         slot = Slot()
         if not await self._acquire(slot):
             return None
-        self._slots.add(slot)
+        self._slots[slot] = None
         return slot
 
     def owe(self, flow_run_id: UUID | None = None) -> Slot:
         """Return the slot of a launch that is to have one; `settle` gets it its lease."""
         slot = Slot(flow_run_id=flow_run_id)
-        self._slots.add(slot)
+        self._slots[slot] = None
         return slot
 
     async def take_over(self, lease_id: UUID | None, flow_run_id: UUID) -> Slot:
@@ -191,26 +203,68 @@ class Slots:
 
         Raises httpx.HTTPError when Prefect cannot be reached.
         """
-        slot = self.owe(flow_run_id)
-        if lease_id is not None and self._limit_names:
-            slot.lease_id = lease_id
-            await self._renew(slot)
+        slot = Slot(lease_id)
+        slot.go_with(flow_run_id)
+        await self._renew(slot)
+        self._slots[slot] = None
         return slot
 
+    async def outlasts(self, lease_id: UUID | None) -> bool:
+        """Whether the slot of a launch that another agent carries lasts until that agent would be missed.
+
+        Raises httpx.HTTPError when Prefect cannot be reached.
+        """
+        slot = Slot(lease_id)
+        await self._renew(slot)
+        return slot.lease_id is not None or not self._limit_names
+
     async def settle(self) -> bool:
-        """Try to get every owed slot its lease; return whether none is owed any more."""
+        """Try to get every owed slot its lease; return whether none is owed any more.
+
+        Raises httpx.HTTPError when Prefect cannot be reached, be it only for a lease that may have ended.
+        """
+        for slot in [slot for slot in self._slots if self._may_have_ended(slot)]:
+            await self._renew(slot)
         for slot in self.owed:
-            if not await self._acquire(slot) and not await self._is_still_counted(slot):
+            is_taken = await self._acquire(slot)
+            await self._note(slot)
+            if not is_taken:
                 return False
+        for slot in self._slots:
+            await self._note(slot)
         return True
+
+    async def mend(self) -> None:
+        """Take off the limit's counter what has long been counted and is nobody's.
+
+        To be called every minute or so. Raises httpx.HTTPError when Prefect cannot be reached. Under a
+        shared limit nobody can tell.
+        """
+        if self._noted is None or self._shared_limits or not self._limit_names:
+            return
+        before, self._excess = self._excess, None
+        limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
+        excess, now = limit.active_slots - await self._noted(), self._clock.monotonic()
+        if excess <= 0:
+            return
+        since, least = before or (now, excess)
+        least = min(least, excess)
+        if now - since < EXCESS_SECONDS:
+            self._excess = since, least
+            return
+        limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
+        logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
+        await self._client.update_global_concurrency_limit(
+            self._limit_name, GlobalConcurrencyLimitUpdate(active_slots=max(0, limit.active_slots - least))
+        )
 
     def forget(self, slot: Slot) -> None:
         """Leave a slot, as it is, to whoever goes on with its launch."""
-        self._slots.discard(slot)
+        self._slots.pop(slot, None)
 
     async def release(self, slot: Slot) -> None:
         """Give a slot back. If Prefect cannot be reached the lease ends by itself."""
-        self._slots.discard(slot)
+        self._slots.pop(slot, None)
         await self._give_back(slot)
 
     async def _give_back(self, slot: Slot) -> None:
@@ -222,7 +276,7 @@ class Slots:
                 await self._client.release_concurrency_slots_with_lease(lease_id=lease_id)
             else:
                 await self._client.release_concurrency_slots(
-                    [self._limit_name], slots=1, occupancy_seconds=LEASE_SECONDS
+                    self._limit_names, slots=1, occupancy_seconds=LEASE_SECONDS
                 )
         except httpx.HTTPError as error:
             logger.warning(
@@ -243,38 +297,28 @@ class Slots:
     async def _renew(self, slot: Slot) -> None:
         if slot.lease_id is None or not self._limit_names:
             return
+        sent = self._clock.monotonic()
         try:
             await self._client.renew_concurrency_lease(slot.lease_id, lease_duration=LEASE_SECONDS)
+            slot.renewed = sent
         except httpx.HTTPStatusError as error:
             if error.response.status_code not in {404, 410}:
                 raise
             logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
-            slot.lease_id, slot.was_lost = None, True
+            slot.lease_id = None
+            slot.is_counted = slot.renewed is not None and sent - slot.renewed < LEASE_SECONDS
 
-    async def _is_still_counted(self, slot: Slot) -> bool:
-        """Whether Prefect counts a slot whose lease it has forgotten; if it counts too many, correct that.
-
-        It does if it counts as many slots as there are launches under way. Under a shared limit nobody
-        can tell.
-        """
-        if not slot.was_lost or self._shared_limits or self._in_flight is None:
+    def _may_have_ended(self, slot: Slot) -> bool:
+        """Whether a lease was not renewed in its turn, so that its slot may be somebody else's by now."""
+        if slot.lease_id is None or slot.renewed is None:
             return False
-        limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
-        under_way = await self._in_flight()
-        if limit.active_slots < under_way:
-            return False
-        if limit.active_slots > under_way:
-            logger.warning("%s counts %d, %d are under way", self._limit_name, limit.active_slots, under_way)
-            await self._client.update_global_concurrency_limit(
-                self._limit_name, GlobalConcurrencyLimitUpdate(active_slots=under_way)
-            )
-        slot.is_counted = True
-        return True
+        return self._clock.monotonic() - slot.renewed > RENEWAL_SECONDS * 2
 
     async def _acquire(self, slot: Slot) -> bool:
         if not self._limit_names:
             slot.lease_id = UUID(int=0)
             return True
+        sent = self._clock.monotonic()
         try:
             response = await self._client.increment_concurrency_slots_with_lease(
                 names=self._limit_names,
@@ -288,13 +332,21 @@ class Slots:
                 return False
             raise
         granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
-        slot.lease_id = granted.lease_id
+        slot.lease_id, slot.renewed = granted.lease_id, sent
         if missing := set(self._limit_names) - {limit.name for limit in granted.limits}:
             # Someone deleted a limit; without it Prefect would grant any number of slots.
             logger.warning("Prefect has no concurrency limit %s any more", ", ".join(sorted(missing)))
             await self._give_back(slot)
             await self.ensure_limit()
             return False
-        if slot.flow_run_id is not None:
-            await self._client.update_flow_run_labels(slot.flow_run_id, {**lease_labels(slot.lease_id)})
         return True
+
+    async def _note(self, slot: Slot) -> None:
+        """Note the lease on the launch's flow run, or that it is gone."""
+        if slot.flow_run_id is None or slot.is_counted or slot.noted == slot.lease_id:
+            return
+        lease_id = slot.lease_id
+        await self._client.update_flow_run_labels(
+            slot.flow_run_id, {LEASE_LABEL: "" if lease_id is None else str(lease_id)}
+        )
+        slot.noted = lease_id

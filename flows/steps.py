@@ -60,6 +60,9 @@ async def submit(session: LaunchSession, live: LiveLaunch) -> str:
     quota = waiting.QuotaWait(session, live)
     while True:
         live.job = await attempts.find(session, live)
+        if live.job is None and live.may_have_job:
+            live.job = await attempts.find_later(session, live)
+            live.may_have_job = False
         if live.job is None and not await preparation.may_start(session, live):
             return ""
         try:

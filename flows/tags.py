@@ -7,6 +7,8 @@ from uuid import UUID
 from flows.queue_item import QueueItem
 
 PRODUCT_TAG = "vertex-launch"
+# On a launch that somebody cancelled in Prefect, once another agent goes on with it.
+CANCEL_TAG = "cancelled"
 
 
 def queue_tag(entity: str, queue: str) -> str:

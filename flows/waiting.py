@@ -16,7 +16,7 @@ from flows.notices import RUNNING, show, warn
 from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.clock import sleep_until_any
-from vertex_launch.errors import LaunchError, NotFound, OverQuota
+from vertex_launch.errors import LaunchError, NotFound, OverQuota, PermissionDenied
 from vertex_launch.job_watcher import OnChange
 from vertex_launch.lifecycle import JobRecord, LaunchState, Requester, StopRequest
 
@@ -130,6 +130,8 @@ async def _end_slow_start(session: LaunchSession, live: LiveLaunch, limit_second
     while True:
         try:
             state = await session.wandb.read_run_state(*_parts(live))
+        except (NotFound, PermissionDenied):
+            return  # nobody here may know whether it is there
         except LaunchError as error:
             # Not known is not missing: a run is given up only when W&B says that it is not there.
             run_log().warning("W&B could not be asked for run %s: %s", live.run.run_id, error)

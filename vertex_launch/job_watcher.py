@@ -6,15 +6,14 @@ live jobs, and one GET for each job that ends. A read that fails ends nobody's w
 
 No job delays another. A GET is a task of its own, so that one without an answer holds up only its
 job; what a launch does about a change runs in the task that waits. When many jobs leave the list at
-once, or the list is wrong, the GETs are few at a time and few a minute, who has stood longest in line
-first.
+once, or the list is wrong, the GETs are few at a time, who has stood longest in line first, and the
+budget of the project and region bounds them (call_budget.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,13 +27,10 @@ logger = logging.getLogger(__name__)
 
 OnChange = Callable[[JobRecord], Awaitable[None]]
 
-MAX_BACKOFF_SECONDS = 300.0
+MAX_BACKOFF_SECONDS = 60.0
 # A job this many GETs did not find, each a pass apart, is gone: a fresh one may not be readable yet.
 MISSES_UNTIL_LOST = 3
 LOOKS_AT_ONCE = 8
-# A fifth of the calls that Vertex AI allows in a project and region: the rest is for lists, submissions
-# and other agents.
-LOOKS_PER_MINUTE = 120
 # The filter for jobs that have not ended.
 ACTIVE_JOBS = " OR ".join(
     f'state="{job_state.name}"'
@@ -70,7 +66,6 @@ class JobWatcher:
         # Jobs that are not in the list, in the order in which they are to be read one by one.
         self._missing: dict[str, None] = {}
         self._looks: dict[str, asyncio.Task[None]] = {}
-        self._look_times: deque[float] = deque(maxlen=LOOKS_PER_MINUTE)
         self._wake = asyncio.Event()
 
     @property
@@ -146,10 +141,6 @@ class JobWatcher:
     def _start_looks(self) -> None:
         """Read the next missing jobs; the others stay in line until a look ends or a pass comes."""
         while self._missing and len(self._looks) < LOOKS_AT_ONCE:
-            now = self.clock.monotonic()
-            if len(self._look_times) == LOOKS_PER_MINUTE and now - self._look_times[0] < 60:
-                return
-            self._look_times.append(now)
             key = next(iter(self._missing))
             del self._missing[key]
             look = asyncio.create_task(self._look(key), name=f"look at job {key}")
@@ -165,7 +156,7 @@ class JobWatcher:
     async def _look(self, key: str) -> None:
         name = f"{self.jobs.parent}/customJobs/{key}"
         try:
-            # Sent once: a pass comes soon enough, and the budget counts requests.
+            # Sent once: a pass comes soon enough, and others are in line.
             job = await self.jobs.get(name, attempts=1)
         except NotFound:
             self._miss(key, name)

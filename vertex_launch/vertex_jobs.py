@@ -2,7 +2,8 @@
 
 One gRPC channel serves everyone in an event loop who uses the same endpoint and credentials. Google's
 generated client has neither deadline nor retry on these methods, so each call here has both of ours;
-`create` alone is never repeated, because Vertex AI would make a second job.
+`create` alone is never repeated, because Vertex AI would make a second job. Every request first waits
+for its turn in the budget of its project and region; its deadline counts from when it is sent.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ from google.auth.exceptions import GoogleAuthError
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.error_details_pb2 import RetryInfo
 
+from vertex_launch.call_budget import (
+    CALLS_PER_MINUTE,
+    SUBMISSIONS_PER_MINUTE,
+    Call,
+    CallBudget,
+    shared_budget,
+)
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.diagnosis import quota_kind
 from vertex_launch.errors import (
@@ -100,6 +108,8 @@ class VertexJobs:
 
     `endpoint` is None for `https://{location}-aiplatform.googleapis.com`, another `https://host`, or
     `grpc://host:port` for a local server without TLS. Nothing is opened before the first call.
+    `calls_per_minute`, and of them `submissions_per_minute` that create a job, is what everyone in the
+    event loop may send to this endpoint for this project and region; the lowest numbers of all hold.
     `calls` counts the requests by method.
     """
 
@@ -112,6 +122,8 @@ class VertexJobs:
         endpoint: str | None = None,
         timeout_seconds: float = 30.0,
         create_timeout_seconds: float = 60.0,
+        calls_per_minute: int = CALLS_PER_MINUTE,
+        submissions_per_minute: int = SUBMISSIONS_PER_MINUTE,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -130,6 +142,8 @@ class VertexJobs:
         self._credentials = credentials
         self._timeout_seconds = timeout_seconds
         self._create_timeout_seconds = create_timeout_seconds
+        self._calls_per_minute = calls_per_minute
+        self._submissions_per_minute = submissions_per_minute
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - jitter
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -139,6 +153,11 @@ class VertexJobs:
         """The resource that holds the jobs."""
         return f"projects/{self.project}/locations/{self.location}"
 
+    @property
+    def used_share(self) -> float:
+        """How much of what may be sent in a minute was sent in the last one, from 0 to 1."""
+        return self._budget.used_share
+
     async def create(self, job: CustomJob, *, timeout_seconds: float | None = None) -> JobRecord:
         """Create a job and return it; sent once, never repeated.
 
@@ -147,14 +166,17 @@ class VertexJobs:
         there may be one: look for its label before creating it again.
         """
         where = f"job {job.display_name!r} in {self.parent}"
-        client = self._client()
-        self.calls["create"] += 1
-        try:
+
+        async def send(client: Any) -> Any:
             created = await client.create_custom_job(
                 request=CreateCustomJobRequest(parent=self.parent, custom_job=job),
                 timeout=timeout_seconds or self._create_timeout_seconds,
                 retry=None,
             )
+            return _received(created)
+
+        try:
+            created = await self._send(Call.CREATE, send)
         except google.GoogleAPICallError as error:
             if isinstance(error, _CERTAINLY_NO_JOB) or _NOT_SENT in _message(error):
                 raise _translated(error, where) from error
@@ -181,9 +203,11 @@ class VertexJobs:
         while True:
             page = await self._page(filter, token)
             records += [as_record(job) for job in page.custom_jobs]
-            token = page.next_page_token
+            before, token = token, page.next_page_token
             if not token:
                 return tuple(records)
+            if token == before:
+                raise Transient(f"the jobs of {self.parent}: Vertex AI's list does not go on")
 
     async def cancel(self, name: str) -> None:
         """Ask for a job's end; a job that has ended already is fine. Raises NotFound for no such job."""
@@ -196,7 +220,7 @@ class VertexJobs:
                 # What the server answers for a job that has ended is not documented; this would be it.
                 return
 
-        await self._call("cancel", f"job {name}", send)
+        await self._call(Call.CANCEL, f"job {name}", send)
 
     async def aclose(self) -> None:
         """Let go of the channel; the last of those who share it closes it."""
@@ -213,9 +237,10 @@ class VertexJobs:
     async def _whole(self, name: str, attempts: int) -> CustomJob:
         async def send(client: Any) -> CustomJob:
             request = GetCustomJobRequest(name=name)
-            return await client.get_custom_job(request=request, timeout=self._timeout_seconds, retry=None)
+            found = await client.get_custom_job(request=request, timeout=self._timeout_seconds, retry=None)
+            return _received(found)
 
-        return await self._call("get", f"job {name}", send, attempts)
+        return await self._call(Call.GET, f"job {name}", send, attempts)
 
     async def _page(self, selection: str, token: str) -> Any:
         async def send(client: Any) -> Any:
@@ -228,23 +253,45 @@ class VertexJobs:
             )
             pager = await client.list_custom_jobs(request=request, timeout=self._timeout_seconds, retry=None)
             async for page in pager.pages:
-                return _raw(page)
+                return _raw(_received(page))
             raise AssertionError("a pager has at least one page")
 
-        return await self._call("list", f"the jobs of {self.parent}", send)
+        return await self._call(Call.LIST, f"the jobs of {self.parent}", send)
 
     async def _call(
-        self, method: str, where: str, send: Callable[[Any], Awaitable[T]], attempts: int = ATTEMPTS
+        self, call: Call, where: str, send: Callable[[Any], Awaitable[T]], attempts: int = ATTEMPTS
     ) -> T:
         async def once() -> T:
-            client = self._client()
-            self.calls[method] += 1
             try:
-                return await send(client)
+                return await self._send(call, send)
             except google.GoogleAPICallError as error:
                 raise _translated(error, where) from error
 
         return await retrying(once, clock=self._clock, random=self._random, attempts=attempts)
+
+    async def _send(self, call: Call, send: Callable[[Any], Awaitable[T]]) -> T:
+        """Send one request when its turn has come."""
+        budget = self._budget
+        sent_at = await budget.take(call)
+        client = self._client()
+        self.calls[call] += 1
+        try:
+            return await send(client)
+        except google.TooManyRequests as error:
+            if quota_kind(_message(error)) == "rate":
+                budget.slow_down(call, sent_at)
+            raise
+
+    @property
+    def _budget(self) -> CallBudget:
+        return shared_budget(
+            self._endpoint,
+            self.project,
+            self.location,
+            clock=self._clock,
+            calls_per_minute=self._calls_per_minute,
+            submissions_per_minute=self._submissions_per_minute,
+        )
 
     @property
     def _key(self) -> tuple[str, int]:
@@ -278,12 +325,25 @@ def as_record(job: Any) -> JobRecord:
     )
 
 
+def _received(message: Any) -> Any:
+    # What gRPC returns for an answer that is no message.
+    if message is None:
+        raise google.DataLoss("its answer cannot be read")
+    return message
+
+
 def _raw(message: Any) -> Any:
     return cast("Any", type(message)).pb(message)
 
 
 def _time(job: Any, field: str) -> datetime | None:
-    return getattr(job, field).ToDatetime(tzinfo=UTC) if job.HasField(field) else None
+    if not job.HasField(field):
+        return None
+    try:
+        return getattr(job, field).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        # One job with a time beyond the year 9999 must not hide all others of its list.
+        return None
 
 
 def _open_client(endpoint: str, credentials: Credentials | None) -> JobServiceAsyncClient:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vertex_launch.errors import NotFound, Problem, Refused
 from vertex_launch.wandb_documents import CREATE_AGENT, GET_AGENT, UPDATE_AGENT
-from vertex_launch.wandb_graphql import WandbGraphql, at
+from vertex_launch.wandb_graphql import WandbGraphql, at, text_at
 
 
 class AgentStatus(StrEnum):
@@ -67,7 +67,7 @@ async def read_agent(graphql: WandbGraphql, agent_id: str) -> AgentRecord:
     return AgentRecord(
         agent_id=agent_id,
         name=str(found.get("name") or ""),
-        status=found.get("agentStatus"),
+        status=text_at(found, "agentStatus"),
         stop_polling=bool(found.get("stopPolling")),
     )
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from vertex_launch.errors import Problem, Refused
 from vertex_launch.wandb_documents import CREATE_RUN_FILES, UPSERT_RUN
-from vertex_launch.wandb_graphql import WandbGraphql, at
+from vertex_launch.wandb_graphql import WandbGraphql, at, objects_at, text_at
 from vertex_launch.wandb_runs import RunPath
 
 # The job type of W&B's own agents' runs: HIDDEN_AGENT_RUN_TYPE.
@@ -48,13 +48,15 @@ async def upload_file(graphql: WandbGraphql, run: RunPath, path: str, text: str)
     """
     variables = {"entity": run.entity, "project": run.project, "run": run.run_id, "files": [path]}
     answer = at(await graphql.execute(CREATE_RUN_FILES, variables), "createRunFiles") or {}
-    files = cast("list[dict[str, Any]]", answer.get("files") or [])
-    if not files or not files[0].get("uploadUrl"):
+    files = objects_at(answer, "files")
+    url = text_at(files[0], "uploadUrl") if files else None
+    if url is None:
         raise Refused(Problem(f"run {run}", f"W&B gave no address to upload {path} to"))
     # Each one is a line of HTTP, `Name: value`.
-    lines = (str(line).partition(":") for line in answer.get("uploadHeaders") or ())
+    sent: Any = answer.get("uploadHeaders")
+    lines = [str(line).partition(":") for line in cast("list[Any]", sent if isinstance(sent, list) else [])]
     headers = {name.strip(): value.strip() for name, _, value in lines}
-    await graphql.upload(str(files[0]["uploadUrl"]), _bounded(text), headers=headers)
+    await graphql.upload(url, _bounded(text), headers=headers)
 
 
 async def close_agent_run(graphql: WandbGraphql, run: RunPath) -> None:

@@ -31,6 +31,8 @@ from vertex_launch.wandb_endpoint import WandbEndpoint, authorize_url
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _MAX_QUOTED_CHARACTERS = 500
+# Nobody means more by Retry-After, and no clock can add up any number that may stand there.
+_LONGEST_PAUSE_SECONDS = 86_400.0
 _STATUS_OF_MESSAGE = tuple(
     (re.compile(text, re.IGNORECASE), status)
     for text, status in (
@@ -91,24 +93,24 @@ class WandbGraphql:
         Raises AuthenticationFailed, PermissionDenied, NotFound, Conflict or Refused by what the server
         says, and Transient after the last try.
         """
-        text = await self.send(operation, variables)
-        try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Transient(f"W&B's answer to {operation.name} is not readable JSON") from error
-        return self.data_of(operation, answer)
 
-    async def send(self, operation: Operation, variables: Mapping[str, Any]) -> str:
-        """Return the answer's text as it is, for operations whose answer may be no JSON at all."""
-        body = {"query": operation.document, "variables": variables, "operationName": operation.name}
-
-        async def once() -> str:
-            self.calls[operation.name] += 1
-            return await self._read("POST", "/graphql", operation.name, json=body)
+        async def once() -> dict[str, Any]:
+            text = await self.send(operation, variables)
+            try:
+                answer = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise Transient(f"W&B's answer to {operation.name} is not readable JSON") from error
+            return self.data_of(operation, answer)
 
         if not operation.is_idempotent:
             return await once()
         return await retrying(once, clock=self._clock, random=self._random)
+
+    async def send(self, operation: Operation, variables: Mapping[str, Any]) -> str:
+        """Send an operation once and return the answer's text as it is, which may be no JSON at all."""
+        body = {"query": operation.document, "variables": variables, "operationName": operation.name}
+        self.calls[operation.name] += 1
+        return await self._read("POST", "/graphql", operation.name, **_json(body))
 
     async def succeed(
         self, operation: Operation, variables: Mapping[str, Any], *, where: str, field: str | None = None
@@ -123,18 +125,18 @@ class WandbGraphql:
 
     async def post(self, path: str, body: Mapping[str, Any], *, name: str) -> None:
         """Send JSON that may be sent again to a path of the server beside GraphQL; `name` is for `calls`."""
-        await self._repeat("POST", httpx.URL(path), name, json=body)
+        await self._repeat("POST", httpx.URL(path), name, **_json(body))
 
     async def download(self, url: str, *, max_bytes: int) -> str:
         """Return the text of a file of the server's, by its address or path.
 
         The key is sent only to the server itself: a signed address of a bucket needs none.
         """
-        return await self._repeat("GET", httpx.URL(url), "download", max_bytes=max_bytes)
+        return await self._repeat("GET", _address(url), "download", max_bytes=max_bytes)
 
     async def upload(self, url: str, content: bytes, *, headers: Mapping[str, str]) -> None:
         """Put a file where the server said, by its address or path; the key stays home as in `download`."""
-        await self._repeat("PUT", httpx.URL(url), "upload", content=content, headers=dict(headers))
+        await self._repeat("PUT", _address(url), "upload", content=content, headers=dict(headers))
 
     async def _repeat(self, method: str, url: httpx.URL, name: str, **options: Any) -> str:
         own = httpx.URL(self._endpoint.base_url)
@@ -180,7 +182,7 @@ class WandbGraphql:
                     body += chunk
                     if len(body) > max_bytes:
                         break
-        except (httpx.TransportError, httpx.DecodingError) as error:
+        except (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL, UnicodeError) as error:
             reason = type(error).__name__
             raise Transient(f"{server} did not answer {name}: {reason}") from error
         text = body.decode("utf-8", errors="replace")
@@ -227,13 +229,26 @@ class WandbGraphql:
     def _retry_after(self, response: httpx.Response) -> float | None:
         value = response.headers.get("Retry-After", "").strip()
         if value.isdecimal():
-            return float(value)
+            return min(float(value), _LONGEST_PAUSE_SECONDS)
         try:
             moment = parsedate_to_datetime(value)
-        except ValueError:
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            seconds = (moment - self._clock.now()).total_seconds()
+        except (ValueError, OverflowError):
             return None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - self._clock.now()).total_seconds())
+        return min(max(0.0, seconds), _LONGEST_PAUSE_SECONDS)
+
+
+def _json(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's body as JSON that can be sent whatever its texts hold, half a character even."""
+    return {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
+
+
+def _address(url: str) -> httpx.URL:
+    try:
+        return httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise Transient("W&B answered with an address that is none") from error
 
 
 def _messages_in(text: str) -> str:
@@ -269,3 +284,23 @@ def at(data: Mapping[str, Any], *path: str) -> dict[str, Any] | None:
     for field in path:
         value = cast("dict[str, Any]", value).get(field) if isinstance(value, dict) else None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def objects_at(data: Mapping[str, Any] | None, field: str) -> list[dict[str, Any]]:
+    """Return the objects of a list in an answer; none where the list is null.
+
+    Raises Transient for anything else: it is not what was asked for.
+    """
+    values: Any = (data or {}).get(field)
+    entries = cast("list[Any]", values) if isinstance(values, list) else []
+    if (values is not None and not isinstance(values, list)) or not all(
+        isinstance(entry, dict) for entry in entries
+    ):
+        raise Transient(f"W&B's answer holds no list of objects as {field}")
+    return cast("list[dict[str, Any]]", entries)
+
+
+def text_at(data: Mapping[str, Any], field: str) -> str | None:
+    """Return the text of an answer's field; None where it is empty or something else."""
+    value = data.get(field)
+    return value if isinstance(value, str) and value else None

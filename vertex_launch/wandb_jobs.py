@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vertex_launch.errors import NotFound, Problem, Refused
+from vertex_launch.errors import NotFound, Problem, Refused, Transient
 from vertex_launch.job_source import JobSource, read_code
 from vertex_launch.json_value import is_object
 from vertex_launch.wandb_documents import GET_ARTIFACT_FILES
-from vertex_launch.wandb_graphql import WandbGraphql, at
+from vertex_launch.wandb_graphql import WandbGraphql, at, objects_at, text_at
 
 JOB_FILE = "wandb-job.json"
 _MAX_JOB_BYTES = 1024 * 1024
@@ -51,17 +51,23 @@ async def _files(
             raise NotFound(
                 Problem(where, "W&B has no such job", fix="Check its entity, project, name and alias.")
             )
-        page = membership["files"]
-        urls.update({edge["node"]["name"]: edge["node"]["directUrl"] for edge in page["edges"]})
-        if not page["pageInfo"]["hasNextPage"]:
-            return str(at(membership, "artifact", "id") or ""), urls
-        cursor = page["pageInfo"]["endCursor"]
+        page = at(membership, "files") or {}
+        for edge in objects_at(page, "edges"):
+            file = at(edge, "node") or {}
+            urls[str(file.get("name"))] = text_at(file, "directUrl")
+        info = at(page, "pageInfo") or {}
+        if not info.get("hasNextPage"):
+            return str((at(membership, "artifact") or {}).get("id") or ""), urls
+        before, cursor = cursor, text_at(info, "endCursor")
+        if cursor in {None, before}:
+            raise Transient(f"{where}: W&B's list of its files does not go on")
 
 
 def _parse(text: str, where: str, job_id: str, file_names: set[str]) -> JobSource:
     try:
         job: Any = json.loads(text)
-        kind, source = job["source_type"], job["source"]
+        kind: Any = job["source_type"]
+        source: Any = job["source"]
         entry_point = tuple(str(part) for part in source.get("entrypoint") or ())
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise Refused(Problem(where, f"its {JOB_FILE} cannot be read as a job")) from error
@@ -69,7 +75,7 @@ def _parse(text: str, where: str, job_id: str, file_names: set[str]) -> JobSourc
     base_image = source.get("base_image") or None
     is_wrong = not isinstance(base_image, str | None) or not is_object(source)
     if (
-        kind not in {"image", "artifact", "repo"}
+        kind not in ("image", "artifact", "repo")
         or is_wrong
         or (kind == "image") != isinstance(image_uri, str)
     ):

@@ -38,7 +38,14 @@ from vertex_launch.lifecycle import ItemState
 from vertex_launch.wandb_agents import AgentRecord, AgentStatus
 from vertex_launch.wandb_endpoint import WandbEndpoint
 from vertex_launch.wandb_files import error_file
-from vertex_launch.wandb_graphql import MAX_ANSWER_BYTES, Operation, WandbGraphql, at
+from vertex_launch.wandb_graphql import (
+    MAX_ANSWER_BYTES,
+    Operation,
+    WandbGraphql,
+    at,
+    objects_at,
+    text_at,
+)
 from vertex_launch.wandb_jobs import read_job
 from vertex_launch.wandb_runs import RunPath, RunRecord
 
@@ -59,7 +66,8 @@ __all__ = [
 # W&B keeps every entity's queues in this project.
 QUEUE_PROJECT = "model-registry"
 _API_KEY_FIELD = "_wandb_api_key"
-_ITEM_ID = re.compile(r'"runQueueItemId"\s*:\s*("(?:[^"\\]|\\.)*")')
+# Ids are base64: what would have to be decoded is none.
+_ITEM_ID = re.compile(r'"runQueueItemId"\s*:\s*"([^"\\]*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +155,18 @@ class WandbQueue:
         found = at(data, "project", "runQueue")
         if found is None:
             raise await self._no_such_queue()
-        config_id = found.get("defaultResourceConfigID")
+        config_id = text_at(found, "defaultResourceConfigID")
         config: dict[str, Any] = {}
         if config_id:
             variables = {"entityName": self.entity, "id": config_id}
             answer = await self._graphql.execute(documents.GET_RESOURCE_CONFIG, variables)
             config = at(answer, "entity", "defaultResourceConfig") or {}
         return QueueRecord(
-            queue_id=str(found["id"]),
+            queue_id=str(found.get("id")),
             name=self.queue,
-            resource=config.get("resource"),
+            resource=text_at(config, "resource"),
             config=config.get("config"),
-            prioritization_mode=found.get("prioritizationMode"),
+            prioritization_mode=text_at(found, "prioritizationMode"),
         )
 
     async def register(self, agent_config: Mapping[str, Any], queue_ids: Sequence[str] = ()) -> AgentRecord:
@@ -244,7 +252,8 @@ class WandbQueue:
         except Permanent as error:
             refusal = error
         item = await self._refused_item(item_id, refusal)
-        if item.state is ItemState.CLAIMED and item.run_id == run_id:
+        # A failed one was ours too: who told W&B how it ended may have died before Prefect knew.
+        if item.state in {ItemState.CLAIMED, ItemState.FAILED} and item.run_id == run_id:
             return
         is_elsewhere = item.run_id not in {None, run_id} or item.state is ItemState.PENDING
         if refusal is not None and not isinstance(refusal, Conflict) and not is_elsewhere:
@@ -336,8 +345,8 @@ class WandbQueue:
     async def _no_such_queue(self) -> NotFound:
         variables = {"entity": self.entity, "projectName": self.project}
         data = await self._graphql.execute(documents.LIST_RUN_QUEUES, variables)
-        project = at(data, "project") or {}
-        names = sorted(str(queue["name"]) for queue in project.get("runQueues") or ())
+        queues = objects_at(at(data, "project"), "runQueues")
+        names = sorted(str(queue.get("name")) for queue in queues)
         close = get_close_matches(self.queue, names, 1)
         there = f"The queues of {self.entity} are: {', '.join(names)}" if names else "It has no queues"
         hint = f"Did you mean {close[0]}?" if close else "Create it at W&B, or correct entity and queue."
@@ -372,7 +381,7 @@ def _unreadable_item(text: str, error: Exception) -> PoppedItem:
     if match is None:
         raise Transient(f"W&B's answer to {documents.POP.name} is not readable and names no item") from error
     size_bytes = len(text.encode())
-    item_id = str(json.loads(match[1], strict=False))
+    item_id = match[1]
     return PoppedItem(item_id, None, None, size_bytes, _unreadable(item_id, size_bytes, error))
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from vertex_launch.errors import AuthenticationFailed, NotFound, Permanent, Problem
 from vertex_launch.wandb_documents import GET_RUN_STATE, STOP_RUN, run_statuses
-from vertex_launch.wandb_graphql import WandbGraphql, at
+from vertex_launch.wandb_graphql import WandbGraphql, at, text_at
 
 RUNS_PER_REQUEST = 50
 
@@ -58,7 +57,7 @@ async def _read_batch(graphql: WandbGraphql, runs: Sequence[RunPath]) -> dict[Ru
         return await _read_batch(graphql, runs[:half]) | await _read_batch(graphql, runs[half:])
     answers = {run: at(data, f"run{number}", "run") for number, run in enumerate(runs)}
     return {
-        run: RunRecord(state=cast("str | None", answer.get("state")), is_stopped=bool(answer.get("stopped")))
+        run: RunRecord(state=text_at(answer, "state"), is_stopped=bool(answer.get("stopped")))
         for run, answer in answers.items()
         if answer is not None
     }
@@ -90,7 +89,7 @@ async def read_run_state(graphql: WandbGraphql, run: RunPath, *, own_entity: str
             )
         ) from refusal
     found = at(project, "run")
-    return None if found is None else cast("str | None", found.get("state"))
+    return None if found is None else text_at(found, "state")
 
 
 async def stop_run(graphql: WandbGraphql, run: RunPath) -> None:

@@ -37,7 +37,7 @@ async def cancel_sweep(graphql: WandbGraphql, entity: str, project: str, sweep_i
         raise NotFound(Problem(f"sweep {entity}/{project}/{sweep_id}", "W&B has no such sweep"))
     if str(found.get("state")).upper() not in _UNDER_WAY:
         return
-    change = {"id": found["id"], "state": "CANCELED", "entityName": entity, "projectName": project}
+    change = {"id": found.get("id"), "state": "CANCELED", "entityName": entity, "projectName": project}
     await graphql.execute(SET_SWEEP_STATE, change)
 
 

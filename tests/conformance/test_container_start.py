@@ -159,6 +159,8 @@ async def test_code_made_into_a_job_by_wandbs_own_command_runs_on_its_base_image
     endpoint = WandbEndpoint(sandbox.wandb_url, SecretStr(KEY))
     async with WandbQueue(endpoint, entity="team", queue="q") as queue:
         source = await queue.read_job("team", "p", "trainer:latest")
+    assert source.code is not None
+    assert sandbox.wandb.artifacts.known(source.code.job_id).type == "job"
     ended, log = await ran(sandbox, image_of_job(source, where="job trainer"))
     assert ended.state == JobState.JOB_STATE_SUCCEEDED, log
     assert log == "loss 0.25\n"

@@ -262,7 +262,7 @@ async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
     options = ("--state", str(tmp_path / "state.db"), "--entity", "team", "--api-key", "k" * 40)
     first = command(*options, "--image", "mine=echo hello")
     assert set(first.ready) == {
-        "wandb_url", "vertex_rest_url", "vertex_grpc_url", "entity", "api_key", "pid"
+        "wandb_url", "vertex_rest_url", "vertex_grpc_url", "faults_url", "entity", "api_key", "pid"
     }  # fmt: skip
     assert (first.ready["entity"], first.ready["api_key"]) == ("team", "k" * 40)
     assert first.ready["pid"] == first.process.pid

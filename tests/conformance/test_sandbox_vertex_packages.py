@@ -6,14 +6,10 @@ import io
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-from google.api_core.exceptions import ResourceExhausted, ServiceUnavailable
-from served_vertex import PARENT, create, job, outcome, pool_with, served
+from served_vertex import create, job, outcome, pool_with, served
 
-from vertex_launch.sandbox.vertex_backend import QUOTA_EXCEEDED
 from vertex_launch.vertex_types import CustomJob, JobState
 
 PREBUILT = "us-docker.pkg.dev/vertex-ai/training/pytorch-gpu.2-4.py310:latest"
@@ -75,31 +71,6 @@ async def test_a_package_that_cannot_be_had_fails_the_job(tmp_path: Path, bucket
         assert ended.state == JobState.JOB_STATE_FAILED
         assert "The replica workerpool0-0 exited with a non-zero status of 1." in ended.error.message
         assert said in ended.error.message
-
-
-async def test_creates_are_refused_for_a_quota_as_often_as_asked(tmp_path: Path):
-    async with served(tmp_path, is_manual=True) as vertex:
-        vertex.backend.refuse_creates(2)
-        with pytest.raises(ResourceExhausted, match="custom_model_training_nvidia_t4_gpus"):
-            await create(vertex, job())
-        body: dict[str, Any] = {"displayName": "x"}
-        async with httpx.AsyncClient() as http:
-            answer = await http.post(f"{vertex.rest_url}/v1/{PARENT}/customJobs", json=body)
-        assert answer.status_code == 429
-        error = {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": QUOTA_EXCEEDED}
-        assert answer.json() == {"error": error}
-        assert (await create(vertex, job())).state == JobState.JOB_STATE_QUEUED
-
-
-async def test_creates_are_refused_in_one_location_only(tmp_path: Path):
-    async with served(tmp_path, is_manual=True) as vertex:
-        vertex.backend.refuse_creates(5, "down", 503, location="us-east1")
-        await create(vertex, job())
-        elsewhere = {"parent": "projects/p/locations/us-east1", "custom_job": job()}
-        with pytest.raises(ServiceUnavailable, match="down"):
-            await vertex.client.create_custom_job(**elsewhere, retry=None)
-        vertex.backend.refuse_creates(0, location="us-east1")
-        await vertex.client.create_custom_job(**elsewhere)
 
 
 async def test_a_job_can_look_restarted(tmp_path: Path):

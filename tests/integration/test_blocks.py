@@ -124,6 +124,8 @@ QUEUE_FORM = [
     "Allowed macros",
     "Queue interval",
     "Job interval",
+    "Calls a minute",
+    "Submissions a minute",
     "Call timeout",
     "Submission timeout",
     "Stop grace",

@@ -9,13 +9,21 @@ from datetime import UTC, datetime
 from random import Random
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.states import Cancelling
 
+from flows.agent import agent
 from flows.submission_pace import SubmissionPace
 from tests.integration.conftest import PrefectServer, free_port
+from tests.integration.eventually import until
+from tests.integration.launch_queue import LaunchQueue
+from vertex_launch.labels import ITEM_LABEL, launch_key
+from vertex_launch.sandbox.server import Sandbox
+from vertex_launch.vertex_types import JobState
 
 HERE = "us-central1"
 
@@ -90,12 +98,18 @@ async def test_agents_share_what_may_pass_at_once_and_the_next_waits_until_a_slo
 
 async def test_who_waits_reads_before_it_tries_again(scene):
     await scene.fill()
+    tries: list[str] = []
+
+    async def note(request: httpx.Request) -> None:
+        tries.extend([request.method] if request.url.path.endswith("/increment") else [])
+
+    scene.client._client.event_hooks["request"].append(note)
     looks = [10, 10, 9]
     # As long as there is no room the slots that come back by themselves are taken away again.
     scene.clock.act = lambda: scene.change(active_slots=looks.pop(0))
     assert await scene.agents[1].take(HERE)
-    assert len(scene.clock.sleeps) == 3
     assert looks == []
+    assert len(tries) == 2, "the one that was refused, and the one that was granted"
 
 
 async def test_other_regions_have_a_pace_of_their_own(scene):
@@ -153,12 +167,21 @@ async def test_a_limit_without_decay_stops_nobody_for_good(scene, caplog):
     assert "does not pace submissions" in caplog.text
 
 
-async def test_without_prefect_it_is_everyones_turn(scene, caplog):
+async def test_without_prefect_a_process_keeps_to_the_number_alone(scene, caplog):
     async with PrefectClient(f"http://127.0.0.1:{free_port()}/api") as nobody:
-        pace = SubmissionPace(nobody, project="p", submissions_per_minute=50, clock=scene.clock)
+        queues = [
+            SubmissionPace(nobody, project=scene.project, submissions_per_minute=5, clock=scene.clock)
+            for _ in range(2)
+        ]
         with caplog.at_level(logging.WARNING):
-            assert [await pace.take(HERE) for _ in range(3)] == [True] * 3
-    assert caplog.text.count("does not pace submissions") == 1, "it is not asked again for each"
+            storm = [asyncio.create_task(queues[number % 2].take(HERE)) for number in range(8)]
+            ends = asyncio.as_completed(storm)
+            assert [await next(ends) for _ in range(5)] == [True] * 5
+            await scene.clock.asleep.wait()
+        assert sum(task.done() for task in storm) == 5
+        assert caplog.text.count("does not pace submissions") == 2, "it is not asked again for each"
+        for task in storm:
+            task.cancel()
 
 
 @pytest.mark.parametrize("submissions_per_minute", [1, 2, 4, 5, 50, 60, 6000])
@@ -167,3 +190,37 @@ async def test_no_window_can_hold_more(scene, submissions_per_minute):
     come_back = int(pace.slots_per_second * 60)
     assert 1 <= pace.at_once + come_back <= submissions_per_minute
     assert pace.slots_per_second > 0
+
+
+async def test_a_launch_whose_turn_has_not_come_can_be_ended_and_leaves_no_job(prefect_api):
+    async with Sandbox(is_manual=True) as sandbox:
+        queue = LaunchQueue(sandbox)
+        # One may pass at once, and a slot comes back after two minutes.
+        await queue.create(project=f"p-{uuid4().hex[:8]}", submissions_per_minute=1)
+        items = {launch_key(item_id): item_id for item_id in (queue.push(), queue.push())}
+
+        async def both() -> bool:
+            return len(await queue.launches()) == 2 and len(await queue.jobs()) == 1
+
+        async def end_who_waits() -> None:
+            await until(both)
+            (job,) = await queue.jobs()
+            (waits,) = [item_id for key, item_id in items.items() if key != job.labels[ITEM_LABEL]]
+            async with get_client() as client:
+                await client.set_flow_run_state((await queue.launches())[waits].id, Cancelling())
+
+            async def is_cancelled() -> bool:
+                state = (await queue.launches())[waits].state
+                return state is not None and state.is_cancelled()
+
+            await until(is_cancelled)
+            sandbox.vertex.set_state(job.name, JobState.JOB_STATE_SUCCEEDED)
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            group.create_task(drain(queue))
+            group.create_task(end_who_waits())
+        assert len(await queue.jobs()) == 1
+
+
+async def drain(queue: LaunchQueue) -> None:
+    await agent(queues=[queue.name], drain=True, return_state=True)

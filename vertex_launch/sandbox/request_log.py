@@ -88,7 +88,8 @@ def logged_app(app: ASGIApp, server: str, log: RequestLog) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        request, response, status = bytearray(), bytearray(), 500
+        request, response = bytearray(), bytearray()
+        status: int | str = "no answer"
 
         async def receive_and_keep() -> AsgiMessage:
             message = await receive()
@@ -103,6 +104,9 @@ def logged_app(app: ASGIApp, server: str, log: RequestLog) -> ASGIApp:
 
         try:
             await app(scope, receive_and_keep, keep_and_send)
+        except BaseException:
+            status = 500
+            raise
         finally:
             query = scope["query_string"].decode("latin-1")
             log.write(
@@ -142,7 +146,7 @@ class LoggedCalls(grpc.aio.ServerInterceptor):
         path = cast("Any", handler_call_details).method
 
         async def respond(request: Any, context: Any) -> Any:
-            response: Message | None = None
+            response: Any = None
             try:
                 response = await answer(request, context)
             finally:
@@ -155,7 +159,7 @@ class LoggedCalls(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
-    def _write(self, path: str, request: Message, response: Message | None, context: Any) -> None:
+    def _write(self, path: str, request: Any, response: Any, context: Any) -> None:
         code = context.code()
         status = (
             code.name if isinstance(code, grpc.StatusCode) else "OK" if response is not None else "UNKNOWN"
@@ -167,14 +171,17 @@ class LoggedCalls(grpc.aio.ServerInterceptor):
             operation=path.rpartition("/")[2],
             path=path,
             headers=[(name, str(value)) for name, value in context.invocation_metadata() or ()],
-            request=_json_of(request),
+            request=_json_of(request) if isinstance(request, Message) else b"",
             status=status,
-            response=_json_of(response) if response is not None else _bytes(details),
+            response=_json_of(response) if isinstance(response, Message) else _bytes(details),
         )
 
 
 def _json_of(message: Message) -> bytes:
-    return json_format.MessageToJson(message, indent=None).encode()
+    try:
+        return json_format.MessageToJson(message, indent=None).encode()
+    except json_format.SerializeToJsonError:  # a time or a duration out of range
+        return str(message).encode()
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -7,32 +7,31 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import grpc.aio
-import uvicorn
 from starlette.types import ASGIApp
 
+from vertex_launch.sandbox.faults import Faults, Switch, What
+from vertex_launch.sandbox.faults_app import faults_app
+from vertex_launch.sandbox.faulty_grpc import FaultyCalls
+from vertex_launch.sandbox.faulty_http import HttpFace, faulty_app
 from vertex_launch.sandbox.google_app import container_variables, google_app
 from vertex_launch.sandbox.images import IMAGES
+from vertex_launch.sandbox.job_server import JobServer
 from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.request_log import LoggedCalls, RequestLog, logged_app
-from vertex_launch.sandbox.start_refusal import StartRefusal
 from vertex_launch.sandbox.vertex_backend import VertexBackend
-from vertex_launch.sandbox.vertex_grpc import add_job_service
-from vertex_launch.sandbox.vertex_rest import vertex_app
-from vertex_launch.sandbox.wandb_app import wandb_app
+from vertex_launch.sandbox.vertex_rest import vertex_app, vertex_face
+from vertex_launch.sandbox.wandb_app import wandb_app, wandb_face
 from vertex_launch.sandbox.wandb_backend import WandbBackend
+from vertex_launch.sandbox.web_server import WebServer
 
-HOST = "127.0.0.1"
 # W&B's clients accept keys of at least 40 characters; this one says what it is.
 DEFAULT_API_KEY = "sandbox_key_that_opens_nothing_but_the_sandbox_itself"
-STOP_SECONDS = 2.0
 
 
 class Sandbox:
@@ -44,6 +43,8 @@ class Sandbox:
     are moved by `vertex.set_state` only. Every request and its answer become a line of `request_log`.
     `secrets` are what jobs find in Secret Manager, by `projects/…/secrets/…/versions/N`; they may not
     read one that is None. `buckets` are the directories that Python packages come from, by bucket.
+    `faults` is what goes wrong, nothing at first; with a `faults_port` they can be switched at `faults_url`
+    too.
 
     Raises StartRefusal if the state file or the request log cannot be had or, on entering, if a port is
     taken.
@@ -55,6 +56,7 @@ class Sandbox:
         wandb_port: int = 0,
         vertex_rest_port: int = 0,
         vertex_grpc_port: int = 0,
+        faults_port: int | None = None,
         state: Path | None = None,
         entity: str = "sandbox",
         api_key: str | None = None,
@@ -70,11 +72,15 @@ class Sandbox:
     ) -> None:
         self.entity = entity
         self.api_key = api_key or DEFAULT_API_KEY
-        self.wandb_url = self.vertex_rest_url = self.vertex_grpc_url = ""
+        self.wandb_url = self.vertex_rest_url = self.vertex_grpc_url = self.faults_url = ""
+        self.faults = Faults(on=self._switched_on, off=self._switched_off)
         self._ports = (wandb_port, vertex_rest_port, vertex_grpc_port)
+        self._faults_port = faults_port
         self._records = Records(state)
         self._stack = contextlib.AsyncExitStack()
-        self._servers: list[uvicorn.Server] = []
+        self._web_servers: list[WebServer] = []
+        self._servers: dict[str, list[WebServer | JobServer]] = {"wandb": [], "vertex": []}
+        self._outages: set[asyncio.Task[None]] = set()
         self._log = RequestLog(request_log) if request_log is not None else None
         if self._log is not None:
             self._stack.callback(self._log.close)
@@ -83,7 +89,11 @@ class Sandbox:
         if workdir is None:
             workdir = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vertex-sandbox-")))
         self.wandb = WandbBackend(
-            self._records, entity=entity, api_key=self.api_key, lease_seconds=lease_seconds
+            self._records,
+            entity=entity,
+            api_key=self.api_key,
+            lease_seconds=lease_seconds,
+            faults=self.faults,
         )
         self.vertex = VertexBackend(
             self._records,
@@ -93,6 +103,7 @@ class Sandbox:
             pending_seconds=pending_seconds,
             is_manual=is_manual,
             buckets=buckets,
+            faults=self.faults,
         )
         self.secrets: dict[str, str | None] = dict(secrets or {})
 
@@ -107,93 +118,72 @@ class Sandbox:
     async def _open(self) -> None:
         wandb_port, rest_port, grpc_port = self._ports
         self._stack.callback(self._records.close)
-        google_url = await self._serve(google_app(self.secrets), "google", 0)
-        self.vertex.container_variables = container_variables(google_url)
+        google = await self._serve("google", google_app(self.secrets), 0)
+        self.vertex.container_variables = container_variables(google.url)
         await self.vertex.start()
         self._stack.push_async_callback(self.vertex.aclose)
-        grpc_port = await self._stack.enter_async_context(_serving_jobs(self.vertex, grpc_port, self._log))
-        self.vertex_grpc_url = f"grpc://{HOST}:{grpc_port}"
-        self.vertex_rest_url = await self._serve(vertex_app(self.vertex), "vertex-rest", rest_port)
-        self.wandb_url = await self._serve(wandb_app(self.wandb), "wandb", wandb_port)
-        self.wandb.base_url = self.wandb_url
+        self.vertex_grpc_url = await self._serve_jobs(grpc_port)
+        vertex = await self._serve(
+            "vertex-rest", vertex_app(self.vertex), rest_port, vertex_face(self.vertex)
+        )
+        self.vertex_rest_url = vertex.url
+        wandb = await self._serve("wandb", wandb_app(self.wandb), wandb_port, wandb_face())
+        self.wandb_url = self.wandb.base_url = wandb.url
+        if self._faults_port is not None:
+            switches = await self._serve("faults", faults_app(self.faults), self._faults_port)
+            self.faults_url = f"{switches.url}/faults"
 
-    async def _serve(self, app: ASGIApp, name: str, port: int) -> str:
-        """Serve an app until the end and return its URL; `name` is what the request log calls it."""
-        app = app if self._log is None else logged_app(app, name, self._log)
-        return await self._stack.enter_async_context(_serving(app, port, self._servers))
+    async def _serve(self, name: str, app: ASGIApp, port: int, face: HttpFace | None = None) -> WebServer:
+        """Serve an app until the end; `name` is what the request log calls it, with `face` it has faults."""
+        server = WebServer(app, port)
+        if face is not None:
+            server.app = faulty_app(app, face, self.faults, server.cut)
+            self._servers[face.server].append(server)
+        if self._log is not None:
+            server.app = logged_app(server.app, name, self._log)
+        self._stack.push_async_callback(server.aclose)
+        await server.start()
+        self._web_servers.append(server)
+        return server
+
+    async def _serve_jobs(self, port: int) -> str:
+        """Serve the job service over gRPC until the end, and return its URL."""
+        log = [LoggedCalls("vertex-grpc", self._log)] if self._log is not None else []
+        server = JobServer(self.vertex, port, [*log, FaultyCalls(self.faults, self.vertex.calls)])
+        self._stack.push_async_callback(server.aclose)
+        await server.start()
+        self._servers["vertex"].append(server)
+        return server.url
+
+    async def _switched_on(self, switch: Switch) -> None:
+        if switch.fault.what is not What.DOWN:
+            return
+        for server in self._servers[switch.fault.server]:
+            await server.take_down()
+        if switch.fault.seconds is not None:
+            outage = asyncio.create_task(self._end(switch, switch.fault.seconds))
+            self._outages.add(outage)
+            outage.add_done_callback(self._outages.discard)
+
+    async def _end(self, switch: Switch, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.faults.remove(switch)
+
+    async def _switched_off(self, switch: Switch) -> None:
+        self.vertex.let_go(switch)
+        left = {other.fault.server for other in self.faults if other.fault.what is What.DOWN}
+        if switch.fault.what is What.DOWN and switch.fault.server not in left:
+            for server in self._servers[switch.fault.server]:
+                await server.bring_up()
 
     async def __aexit__(self, *_: object) -> None:
+        for outage in self._outages:
+            outage.cancel()
+        self.faults.abandon()
         # All at once: each of them takes a while to end.
-        for server in self._servers:
-            server.should_exit = True
+        for server in self._web_servers:
+            server.ask_to_stop()
         await self._stack.aclose()
-
-
-@contextlib.asynccontextmanager
-async def _serving_jobs(backend: VertexBackend, port: int, log: RequestLog | None) -> AsyncGenerator[int]:
-    """Serve the job service over gRPC and yield its port."""
-    # Without this a second server could have the same port, and each would get some of the calls.
-    interceptors = [LoggedCalls("vertex-grpc", log)] if log is not None else []
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=interceptors)
-    add_job_service(server, backend)
-    # Tried beforehand: gRPC writes a line of its own to stderr when it cannot have a port, without a reason.
-    _listener(port).close()
-    port = server.add_insecure_port(f"{HOST}:{port}")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(grace=None)
-
-
-@contextlib.asynccontextmanager
-async def _serving(app: ASGIApp, port: int, servers: list[uvicorn.Server]) -> AsyncGenerator[str]:
-    """Serve an app in this event loop, add its server to `servers` and yield its URL.
-
-    Signals stay with whoever runs the loop.
-    """
-    listener = _listener(port)
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(STOP_SECONDS)
-    )
-    server = _QuietServer(config)
-    servers.append(server)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        while not server.started:
-            if serving.done():
-                await serving
-            await asyncio.sleep(0.005)
-        yield f"http://{HOST}:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
-
-
-def _listener(port: int) -> socket.socket:
-    # asyncio switches Nagle's algorithm off only where the protocol is named: every answer on a
-    # connection that is kept would wait 40 ms for the client's delayed acknowledgement.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError as error:
-        listener.close()
-        raise StartRefusal(
-            f"{HOST}:{port} cannot be listened on: {error.strerror}",
-            "end what listens there, or choose another port; 0 picks a free one",
-        ) from error
-    return listener
-
-
-class _QuietServer(uvicorn.Server):
-    """A server inside of somebody else's process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Leave the process' signal handlers alone."""
-        yield
 
 
 async def serve(
@@ -201,6 +191,7 @@ async def serve(
     wandb_port: int = 0,
     vertex_rest_port: int = 0,
     vertex_grpc_port: int = 0,
+    faults_port: int = 0,
     state: Path | None = None,
     entity: str = "sandbox",
     api_key: str | None = None,
@@ -223,6 +214,7 @@ async def serve(
         wandb_port=wandb_port,
         vertex_rest_port=vertex_rest_port,
         vertex_grpc_port=vertex_grpc_port,
+        faults_port=faults_port,
         state=state,
         entity=entity,
         api_key=api_key,
@@ -237,6 +229,7 @@ async def serve(
             "wandb_url": sandbox.wandb_url,
             "vertex_rest_url": sandbox.vertex_rest_url,
             "vertex_grpc_url": sandbox.vertex_grpc_url,
+            "faults_url": sandbox.faults_url,
             "entity": sandbox.entity,
             "api_key": sandbox.api_key,
             "pid": os.getpid(),

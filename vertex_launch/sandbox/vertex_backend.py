@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -19,15 +19,16 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.code_pb2 import Code
 
+from vertex_launch.sandbox.faults import Faults, Switch, What
 from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.vertex_filter import parse_filter
+from vertex_launch.sandbox.vertex_faults import Hiding, JobFaults
+from vertex_launch.sandbox.vertex_filter import JobTest, parse_filter
 from vertex_launch.sandbox.vertex_packages import PackageError
 from vertex_launch.sandbox.vertex_refusal import (
     failed_precondition,
     field_errors,
     invalid_argument,
     not_found,
-    refused_with,
 )
 from vertex_launch.sandbox.vertex_replicas import (
     KILLED,
@@ -41,11 +42,6 @@ from vertex_launch.sandbox.vertex_replicas import (
 from vertex_launch.sandbox.vertex_validation import job_errors
 from vertex_launch.vertex_types import CustomJob, JobState, ListCustomJobsResponse
 
-# What Vertex AI says when a job would need more than the project may use in the region.
-QUOTA_EXCEEDED: Final = (
-    "The following quota metrics exceed quota limits:"
-    " aiplatform.googleapis.com/custom_model_training_nvidia_t4_gpus"
-)
 _KIND: Final = "vertex_job"
 _PAGE_CAP: Final = 100
 _FIRST_JOB_ID: Final = 4_611_686_018_427_387_904  # as long as Vertex AI's own
@@ -66,23 +62,18 @@ _SET_BY_SERVICE: Final = (
 
 
 @dataclass(slots=True)
-class _Refusals:
-    """Creates that are to be refused, and with what; `location` None for every one."""
-
-    left: int
-    message: str
-    code: int
-    location: str | None
-
-
-@dataclass(slots=True)
 class _Entry:
-    """A job with its processes; `is_held` marks one whose state a test has set and nothing else moves."""
+    """A job with its processes.
+
+    `is_held` marks one whose state a test has set and nothing else moves, `holder` the fault that did.
+    """
 
     job: Any
     replicas: list[Replica] = field(default_factory=list[Replica])
     is_held: bool = False
     task: asyncio.Task[None] | None = None
+    holder: Switch | None = None
+    hiding: Hiding | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -118,7 +109,9 @@ class VertexBackend:
         is_manual: bool = False,
         project_numbers: Mapping[str, str] | None = None,
         buckets: Mapping[str, Path] | None = None,
+        faults: Faults | None = None,
     ) -> None:
+        self._faults = JobFaults(faults or Faults())
         self._records = records
         self._workdir = workdir.absolute()
         self._images = images
@@ -129,7 +122,6 @@ class VertexBackend:
         self._is_manual = is_manual
         self._project_numbers = project_numbers or {}
         self._entries: dict[str, _Entry] = {}
-        self._refusals: list[_Refusals] = []
         self.container_variables: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
 
@@ -162,11 +154,10 @@ class VertexBackend:
         """Store a new job and start moving it; return it as Vertex AI answers, QUEUED and with a name.
 
         Raises:
-            VertexRefusal: 400, with every field error of the job, or what `refuse_creates` said.
+            VertexRefusal: 400, with every field error of the job.
         """
         self.calls["CreateCustomJob"] += 1
         parent = self._numbered(parent)
-        self._refuse_if_told(parent.rpartition("/")[2])
         if errors := job_errors(custom_job):
             raise field_errors(errors)
         job = _RAW_JOB()
@@ -181,10 +172,15 @@ class VertexBackend:
         job.name = f"{parent}/customJobs/{_FIRST_JOB_ID + self._records.next_number(_KIND)}"
         job.create_time.GetCurrentTime()
         entry = self._entries[job.name] = _Entry(job, is_held=self._is_manual)
+        entry.hiding = self._faults.hiding(job)
         self._move(entry, JobState.JOB_STATE_QUEUED)
-        if not self._is_manual:
+        answer = _RAW_JOB()
+        answer.CopyFrom(job)
+        if switch := self._faults.state_from_birth(job):
+            self._hold(entry, switch)
+        elif not self._is_manual:
             self._begin(entry, self._drive(entry))
-        return job
+        return answer
 
     def get(self, name: str) -> Any:
         """Return a job.
@@ -193,7 +189,9 @@ class VertexBackend:
             VertexRefusal: 404, if there is none of this name.
         """
         self.calls["GetCustomJob"] += 1
-        return self._entry(name).job
+        entry = self._entry(name)
+        self._change("GetCustomJob", entry)
+        return self._faults.shown(self._entry(name).job)
 
     def list(
         self,
@@ -221,18 +219,31 @@ class VertexBackend:
         page_size = min(page_size or _PAGE_CAP, _PAGE_CAP)
         response = _RAW_LIST()
         last_id = ""
-        for entry in reversed(self._entries.values()):
+        for job in self._matching(parent, matches, before):
+            # A fault may show a job twice, so a page may be one longer.
+            if len(response.custom_jobs) >= page_size:
+                response.next_page_token = last_id
+                break
+            for row in self._faults.rows(job):
+                _add_masked(response.custom_jobs, row, mask)
+            last_id = job.name.rpartition("/")[2]
+        return response
+
+    def _matching(self, parent: str, matches: JobTest, before: int | None) -> Iterator[Any]:
+        """Yield the jobs of a location that a filter passes, newest first, from below an id on."""
+        is_first = before is None or not self._faults.drifts(parent)
+        for entry in tuple(reversed(self._entries.values())):
             job_parent, _, job_id = entry.job.name.rpartition("/customJobs/")
             if job_parent != parent or (before is not None and int(job_id) >= before):
                 continue
-            if not matches(entry.job):
+            if (entry.hiding is not None and entry.hiding.counts_down()) or not matches(entry.job):
                 continue
-            if len(response.custom_jobs) == page_size:
-                response.next_page_token = last_id
-                break
-            _add_masked(response.custom_jobs, entry.job, mask)
-            last_id = job_id
-        return response
+            if not is_first:
+                is_first = True
+                continue
+            self._change("ListCustomJobs", entry)
+            if entry.job.name in self._entries and matches(entry.job):
+                yield entry.job
 
     def cancel(self, name: str) -> None:
         """Ask for the end of a job; it is CANCELLING until its processes are gone. Idempotent.
@@ -243,6 +254,9 @@ class VertexBackend:
         self.calls["CancelCustomJob"] += 1
         entry = self._entry(name)
         if entry.is_terminal or entry.job.state == JobState.JOB_STATE_CANCELLING:
+            return
+        if self._change("CancelCustomJob", entry):
+            self._entry(name)
             return
         self._stop(entry)
         self._move(entry, JobState.JOB_STATE_CANCELLING)
@@ -259,33 +273,11 @@ class VertexBackend:
         if not entry.is_terminal:
             raise failed_precondition("The CustomJob is in a state that cannot be deleted; cancel it first.")
         name = entry.job.name
-        del self._entries[name]
-        self._records.delete(_KIND, name)
-        shutil.rmtree(self._directory(entry), ignore_errors=True)
+        self._forget(entry)
         operation = Operation(name=f"{name}/operations/{self._records.next_number('vertex_operation')}")
         operation.done = True
         operation.response.Pack(Empty())
         return operation
-
-    def refuse_creates(
-        self, count: int, message: str = QUOTA_EXCEEDED, code: int = 429, *, location: str | None = None
-    ) -> None:
-        """Refuse the next creates, of one location or of all, as for a quota that is used up.
-
-        Args:
-            count: How many; 0 lets all further ones pass again.
-            message: What Vertex AI says.
-            code: The HTTP status: 400, 403, 404, 429, 500 or 503; over gRPC it is the code for that.
-            location: Only the creates there, `us-central1` say.
-        """
-        self._refusals = [refusals for refusals in self._refusals if refusals.location != location]
-        self._refusals.append(_Refusals(count, message, code, location))
-
-    def _refuse_if_told(self, location: str) -> None:
-        for refusals in self._refusals:
-            if refusals.left > 0 and refusals.location in {None, location}:
-                refusals.left -= 1
-                raise refused_with(refusals.code, refusals.message)
 
     def set_state(self, name: str, state: JobState, code: int = 0, message: str = "") -> None:
         """Put a job into a state, for tests of what this machine cannot bring about by itself.
@@ -293,9 +285,47 @@ class VertexBackend:
         From then on only `cancel` and `set_state` move it; the processes of a job put into a terminal
         state are ended. A job that Vertex AI restarts goes from RUNNING to PENDING and back.
         """
-        entry = self._entry(name)
+        self._put(self._entry(name), state, code, message)
+
+    def let_go(self, switch: Switch) -> None:
+        """Let the jobs that a fault holds in a state go on from there, unless they have ended."""
+        for entry in self._entries.values():
+            if entry.holder is not switch:
+                continue
+            entry.holder, entry.is_held = None, self._is_manual
+            if entry.job.state == JobState.JOB_STATE_CANCELLING:
+                self._begin(entry, self._finish_cancelling(entry))
+            elif not entry.is_terminal and not self._is_manual:
+                self._begin(entry, self._drive(entry))
+
+    def _change(self, operation: str, entry: _Entry) -> bool:
+        """Do to a job what a fault wants of a call that is about it; tell whether there was one."""
+        switch = self._faults.change(operation, entry.job)
+        if switch is None:
+            return False
+        if switch.fault.what is What.STATE:
+            self._hold(entry, switch)
+        else:
+            self._stop(entry)
+            self._forget(entry)
+            self._begin(entry, end_replicas(entry.replicas, grace_seconds=self._grace_seconds))
+        return True
+
+    def _hold(self, entry: _Entry, switch: Switch) -> None:
+        fault = switch.fault
+        code = Code.Value(fault.code) if fault.code else 0
+        self._put(entry, fault.state_number, code, fault.message or "", holder=switch)
+
+    def _forget(self, entry: _Entry) -> None:
+        del self._entries[entry.job.name]
+        self._records.delete(_KIND, entry.job.name)
+        shutil.rmtree(self._directory(entry), ignore_errors=True)
+
+    def _put(
+        self, entry: _Entry, state: int, code: int, message: str, *, holder: Switch | None = None
+    ) -> None:
         self._stop(entry)
-        entry.is_held = True
+        entry.is_held, entry.holder = True, holder
         self._move(entry, state, code, message)
         if entry.is_terminal:
             self._begin(entry, end_replicas(entry.replicas, grace_seconds=self._grace_seconds))
@@ -338,11 +368,11 @@ class VertexBackend:
             entry.task.cancel()
             entry.task = None
 
-    def _move(self, entry: _Entry, state: JobState, code: int = 0, message: str = "") -> None:
+    def _move(self, entry: _Entry, state: int, code: int = 0, message: str = "") -> None:
         job = entry.job
-        job.state = state.value
+        job.state = int(state)
         job.update_time.GetCurrentTime()
-        if state is JobState.JOB_STATE_RUNNING and not job.HasField("start_time"):
+        if state == JobState.JOB_STATE_RUNNING and not job.HasField("start_time"):
             job.start_time.CopyFrom(job.update_time)
         if entry.is_terminal:
             job.end_time.CopyFrom(job.update_time)
@@ -355,7 +385,8 @@ class VertexBackend:
             {
                 "job": json_format.MessageToDict(job),
                 "replicas": [replica.to_json() for replica in entry.replicas],
-                "is_held": entry.is_held,
+                # Faults end with the sandbox.
+                "is_held": self._is_manual or (entry.is_held and entry.holder is None),
             },
         )
 
@@ -363,10 +394,14 @@ class VertexBackend:
         if entry.job.state == JobState.JOB_STATE_QUEUED:
             await asyncio.sleep(self._queued_seconds)
             self._move(entry, JobState.JOB_STATE_PENDING)
-        if entry.job.state == JobState.JOB_STATE_PENDING:
+        if entry.job.state == JobState.JOB_STATE_PENDING or not entry.replicas:
             await asyncio.sleep(self._pending_seconds)
+            # Those of a job that is restarted.
+            await end_replicas(entry.replicas, grace_seconds=self._grace_seconds)
             if not self._started(entry):
                 return
+        elif entry.job.state != JobState.JOB_STATE_RUNNING:
+            self._move(entry, JobState.JOB_STATE_RUNNING)
         timeout = entry.job.job_spec.scheduling.timeout
         timeout_seconds = timeout.seconds + timeout.nanos / 1e9
         started = entry.job.start_time.ToNanoseconds() / 1e9

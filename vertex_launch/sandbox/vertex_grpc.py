@@ -8,10 +8,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from vertex_launch.sandbox.vertex_backend import VertexBackend
-from vertex_launch.sandbox.vertex_refusal import VertexRefusal
+from vertex_launch.sandbox.vertex_refusal import VertexRefusal, invalid_argument
 from vertex_launch.vertex_types import (
     CancelCustomJobRequest,
     CreateCustomJobRequest,
@@ -50,12 +50,22 @@ def add_job_service(server: grpc.aio.Server, backend: VertexBackend) -> None:
 def _handler(request_type: Any, answer: Callable[[Any], Message]) -> grpc.RpcMethodHandler[Any, Message]:
     async def respond(request: Any, context: grpc.aio.ServicerContext[Any, Message]) -> Message:
         try:
+            if request is None:
+                raise invalid_argument("Request contains an invalid argument: it cannot be parsed.")
             return answer(request)
         except VertexRefusal as refusal:
             await context.abort(refusal.status, refusal.message)
 
     return grpc.unary_unary_rpc_method_handler(
         respond,  # pyright: ignore[reportArgumentType]  # the stubs know handlers of the threaded server only
-        request_deserializer=request_type.pb().FromString,
+        request_deserializer=lambda content: _parsed(request_type, content),
         response_serializer=lambda message: message.SerializeToString(),
     )
+
+
+def _parsed(request_type: Any, content: bytes) -> Any:
+    """Return a request, or None for what is none: left to gRPC, that would be an error of ours."""
+    try:
+        return request_type.pb().FromString(content)
+    except DecodeError:
+        return None

@@ -7,13 +7,30 @@ from typing import Final
 
 import grpc
 
-_STATUSES: Final[Mapping[int, grpc.StatusCode]] = {
+# What Vertex AI says when a job would need more than the project may use in the region.
+QUOTA_EXCEEDED: Final = (
+    "The following quota metrics exceed quota limits:"
+    " aiplatform.googleapis.com/custom_model_training_nvidia_t4_gpus"
+)
+# https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto has the mapping.
+STATUSES: Final[Mapping[int, grpc.StatusCode]] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_HTTP_STATUSES: Final[Mapping[grpc.StatusCode, int]] = {
+    **{status: http_status for http_status, status in STATUSES.items()},
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
 }
 
 
@@ -42,9 +59,13 @@ def failed_precondition(message: str) -> VertexRefusal:
     return VertexRefusal(grpc.StatusCode.FAILED_PRECONDITION, 400, message)
 
 
-def refused_with(http_status: int, message: str) -> VertexRefusal:
-    """Return the refusal that has this status over REST."""
-    return VertexRefusal(_STATUSES[http_status], http_status, message)
+def refused_with(message: str | None, *, http_status: int | None, code: str | None) -> VertexRefusal:
+    """Return the refusal with this status over REST or this code over gRPC; the one gives the other."""
+    status = grpc.StatusCode[code] if code else STATUSES[http_status or 500]
+    if message is None:
+        is_quota = status is grpc.StatusCode.RESOURCE_EXHAUSTED
+        message = QUOTA_EXCEEDED if is_quota else f"The sandbox was told to answer {status.name}."
+    return VertexRefusal(status, http_status or _HTTP_STATUSES.get(status, 500), message)
 
 
 def field_errors(errors: Sequence[tuple[str, str]]) -> VertexRefusal:

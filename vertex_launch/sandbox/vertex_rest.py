@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
@@ -15,12 +16,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
+from vertex_launch.sandbox.faults import Fault
+from vertex_launch.sandbox.faulty_http import HttpFace
 from vertex_launch.sandbox.vertex_backend import VertexBackend
-from vertex_launch.sandbox.vertex_refusal import VertexRefusal, invalid_argument
+from vertex_launch.sandbox.vertex_refusal import VertexRefusal, invalid_argument, refused_with
 from vertex_launch.vertex_types import CustomJob
 
 _JOBS: Final = "/v1/projects/{project}/locations/{location}/customJobs"
+_CALL: Final = re.compile(r".*/customJobs(/[^/:]+)?(:cancel)?")
+_RPCS: Final = {
+    ("POST", False): "CreateCustomJob",
+    ("GET", False): "ListCustomJobs",
+    ("GET", True): "GetCustomJob",
+    ("DELETE", True): "DeleteCustomJob",
+}
 
 
 def vertex_app(backend: VertexBackend) -> Starlette:
@@ -36,6 +47,28 @@ def vertex_app(backend: VertexBackend) -> Starlette:
         ],
         exception_handlers={HTTPException: _unknown_address},
     )
+
+
+def vertex_face(backend: VertexBackend) -> HttpFace:
+    """Return how faults speak REST."""
+    return HttpFace("vertex", _rpcs, _refusal, backend.calls)
+
+
+def _rpcs(scope: Scope, _body: bytes) -> frozenset[str]:
+    match = _CALL.fullmatch(scope["path"])
+    if match is None:
+        return frozenset()
+    rpc = "CancelCustomJob" if match[2] else _RPCS.get((scope["method"], match[1] is not None))
+    return frozenset({rpc} if rpc else ())
+
+
+def _refusal(fault: Fault) -> tuple[int, dict[str, str], bytes]:
+    refusal = refused_with(fault.message, http_status=fault.status, code=fault.code)
+    answer = _error(refusal.http_status, refusal.status.name, refusal.message)
+    headers = {"content-type": "application/json"}
+    if fault.retry_after_seconds is not None:
+        headers["retry-after"] = str(fault.retry_after_seconds)
+    return answer.status_code, headers, bytes(answer.body)
 
 
 class _Endpoints:

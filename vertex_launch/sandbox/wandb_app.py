@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import secrets
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
+from vertex_launch.sandbox.faults import Fault
+from vertex_launch.sandbox.faulty_http import HttpFace
 from vertex_launch.sandbox.wandb_backend import WandbBackend
-from vertex_launch.sandbox.wandb_graphql import answer, refusal
+from vertex_launch.sandbox.wandb_graphql import answer, operation_names, refusal
 from vertex_launch.sandbox.wandb_refusal import WandbRefusal
 from vertex_launch.sandbox.wandb_runs import StreamRequest
 
 _NOT_LOGGED_IN = "user is not logged in"
 _BAD_KEY = "invalid API key: permission denied"
+# How faults call the requests beside GraphQL, by method and the first part of the path.
+_OPERATIONS: Final[Mapping[tuple[str, str], str]] = {
+    ("PUT", "storage"): "upload",
+    ("GET", "storage"): "download",
+    ("POST", "files"): "file_stream",
+    ("GET", "artifactsV2"): "artifact_file",
+    ("POST", "sdk"): "telemetry",
+}
+_SAID: Final[Mapping[int, str]] = {
+    200: "internal server error",
+    401: _NOT_LOGGED_IN,
+    403: "permission denied",
+    429: "rate limit exceeded",
+}
 
 
 def wandb_app(backend: WandbBackend) -> Starlette:
@@ -38,6 +57,28 @@ def wandb_app(backend: WandbBackend) -> Starlette:
             Route("/sdk/otel/v1/{signal}", endpoints.telemetry, methods=["POST"]),
         ]
     )
+
+
+def wandb_face() -> HttpFace:
+    """Return how faults speak as W&B."""
+    return HttpFace("wandb", _operations, _refusal)
+
+
+def _operations(scope: Scope, body: bytes) -> frozenset[str]:
+    if scope["path"] == "/graphql":
+        return operation_names(body)
+    first = scope["path"].split("/")[1] if "/" in scope["path"] else ""
+    return frozenset({_OPERATIONS[key]} if (key := (scope["method"], first)) in _OPERATIONS else ())
+
+
+def _refusal(fault: Fault) -> tuple[int, dict[str, str], bytes]:
+    http_status = fault.status or HTTPStatus.INTERNAL_SERVER_ERROR
+    phrases = {status.value: status.phrase.lower() for status in HTTPStatus}
+    message = fault.message or _SAID.get(http_status) or phrases.get(http_status, "unknown error")
+    headers = {"content-type": "application/json"}
+    if fault.retry_after_seconds is not None:
+        headers["retry-after"] = str(fault.retry_after_seconds)
+    return http_status, headers, bytes(_error(http_status, message).body)
 
 
 class _Endpoints:
@@ -100,7 +141,7 @@ class _Endpoints:
         if scheme.lower() == "basic":
             try:
                 key = base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # not ASCII, not base64, not UTF-8
                 return _NOT_LOGGED_IN
         if not key:
             return _NOT_LOGGED_IN

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
+from vertex_launch.sandbox.faults import Faults
 from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.wandb_agents import Agents
 from vertex_launch.sandbox.wandb_artifacts import Artifacts
@@ -58,7 +59,8 @@ class WandbBackend:
 
     All state is in `records`: a backend opened on the same records goes on where the last one stopped.
     `lease_seconds` is how long a popped item waits for its ack, `heartbeat_seconds` how long a running
-    run may be silent before it counts as crashed.
+    run may be silent before it counts as crashed. Of the `faults` those apply here that concern what an
+    answer means.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class WandbBackend:
         lease_seconds: float = 60.0,
         heartbeat_seconds: float = 300.0,
         clock: WallClock | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self.entity = entity
+        self.faults = faults or Faults()
         self.api_key = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
         self._clock: WallClock = clock or _UtcClock()
         self._records = records
@@ -151,6 +155,12 @@ class WandbBackend:
         if queue is None:
             raise WandbRefusal(400, f"could not find run queue {name} in {entity}/{project}")
         return queue
+
+    def delete_queue(self, queue: RunQueue) -> None:
+        """Remove a queue and its items."""
+        for item in self.items.of_queue(queue):
+            self.items.delete(item)
+        self.queues.delete(queue)
 
     def push_raw(self, queue_name: str, text: str) -> str:
         """Put an item on a queue whose run spec is exactly this text, and return the item's id."""

@@ -14,6 +14,7 @@ from typing import Any, cast
 from graphql import (
     DocumentNode,
     ExecutionResult,
+    FieldNode,
     GraphQLError,
     GraphQLObjectType,
     GraphQLResolveInfo,
@@ -27,6 +28,7 @@ from graphql import (
 
 from vertex_launch.sandbox.wandb_artifact_fields import ARTIFACT_FIELDS
 from vertex_launch.sandbox.wandb_backend import WandbBackend
+from vertex_launch.sandbox.wandb_faults import RootCall, resolve_at_root
 from vertex_launch.sandbox.wandb_fields import FIELDS, RawJson, Resolver
 from vertex_launch.sandbox.wandb_queue_fields import QUEUE_FIELDS
 from vertex_launch.sandbox.wandb_refusal import WandbRefusal
@@ -77,6 +79,22 @@ def refusal(http_status: int, message: str) -> GraphqlAnswer:
     return _refused(http_status, message)
 
 
+def operation_names(text: bytes) -> frozenset[str]:
+    """Return what faults may call a request body by: its operation and the fields of its root."""
+    try:
+        request = json.loads(text)
+        document, _errors = _checked(request["query"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, GraphQLError):
+        return frozenset()
+    names: set[str] = set()
+    for definition in document.definitions:
+        if isinstance(definition, OperationDefinitionNode):
+            fields = definition.selection_set.selections
+            names |= {field.name.value for field in fields if isinstance(field, FieldNode)}
+            names |= {definition.name.value} if definition.name else set()
+    return frozenset(names)
+
+
 @cache
 def _schema() -> GraphQLSchema:
     schema = build_schema(Path(__file__).with_name("wandb_schema.graphql").read_text(encoding="utf-8"))
@@ -90,7 +108,13 @@ def _schema() -> GraphQLSchema:
 
 def _bound(resolve: Resolver) -> Callable[..., Any]:
     def resolve_field(source: Any, info: GraphQLResolveInfo[WandbBackend], **args: Any) -> Any:
-        return resolve(source, info.context, args.get("input", args))
+        values = args.get("input", args)
+        if source is not None or not info.context.faults.are_on("wandb"):
+            return resolve(source, info.context, values)
+        name = info.operation.name.value if info.operation.name else ""
+        return resolve_at_root(
+            resolve, info.context, RootCall(info.field_name, name, values, info.variable_values.coerced)
+        )
 
     return resolve_field
 

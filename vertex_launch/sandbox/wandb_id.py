@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 
 
 def make_id(type_name: str, rest: str | int) -> str:
@@ -25,7 +24,7 @@ def run_key_of(global_id: str) -> str | None:
     """Return `entity/project/run` of a run's global id, or None if it is not one."""
     try:
         parts = base64.b64decode(global_id, validate=True).decode().split(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not ASCII, not base64, not UTF-8
         return None
     if len(parts) != 5 or parts[:2] != ["Run", "v1"]:
         return None

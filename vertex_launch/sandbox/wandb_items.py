@@ -91,6 +91,10 @@ class Items:
         item = self._items.get(item_id)
         return None if item is None else self._settled(item)
 
+    def all(self) -> list[QueueItem]:
+        """Return the items of all queues as they stand now, oldest first."""
+        return [self._settled(item) for item in self._items]
+
     def of_queue(self, queue: RunQueue) -> list[QueueItem]:
         """Return a queue's items as they stand now, oldest first."""
         return [self._settled(item) for item in self._items if item.queue_id == queue.id]
@@ -158,6 +162,13 @@ class Items:
         item.leased_until = self._now().timestamp() + self.lease_seconds
         self._save(item)
         return item
+
+    def end_lease(self, item_id: str) -> None:
+        """Put a leased item back where it was, as the end of its lease does; others stay as they are."""
+        item = self._known(item_id)
+        if item.leased_until is not None:
+            item.leased_until = self._now().timestamp()
+            self._settled(item)
 
     def acknowledge(self, item_id: str, run_id: str) -> QueueItem:
         """Claim a leased item for a run.

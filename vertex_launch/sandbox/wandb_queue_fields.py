@@ -138,10 +138,7 @@ def _upsert_run_queue(_root: None, backend: WandbBackend, values: Args) -> View:
 
 def _delete_run_queues(_root: None, backend: WandbBackend, values: Args) -> View:
     for queue_id in values["queueIDs"]:
-        queue = _known_queue(backend, queue_id)
-        for item in backend.items.of_queue(queue):
-            backend.items.delete(item)
-        backend.queues.delete(queue)
+        backend.delete_queue(_known_queue(backend, queue_id))
     return _SUCCESS
 
 

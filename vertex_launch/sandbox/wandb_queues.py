@@ -69,6 +69,10 @@ class Queues:
         self._queues = Table(records, "run-queue", RunQueue)
         self._configs = Table(records, "resource-config", ResourceConfig)
 
+    def all(self) -> list[RunQueue]:
+        """Return every queue, oldest first."""
+        return list(self._queues)
+
     def of_project(self, entity: str, project: str) -> list[RunQueue]:
         """Return a project's queues, oldest first."""
         return [queue for queue in self._queues if (queue.entity, queue.project) == (entity, project)]

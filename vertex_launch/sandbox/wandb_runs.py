@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -120,6 +120,10 @@ class Runs:
     def get(self, entity: str | None, project: str | None, name: str) -> Run | None:
         """Return a run as it stands now, or None."""
         return self._by_key(f"{entity}/{project}/{name}")
+
+    def all(self) -> list[Run]:
+        """Return every run as it stands now, oldest first."""
+        return [self._settled(run) for run in self._runs]
 
     def of_project(self, entity: str, project: str) -> list[Run]:
         """Return a project's runs as they stand now, oldest first."""
@@ -252,6 +256,8 @@ class Runs:
         kind = _LINE_KINDS.get(file_name)
         if kind is None:
             return
+        if kind == "history":
+            _check_history(chunk.content)
         for number, line in enumerate(chunk.content, start=chunk.offset):
             self._records.put(_lines_kind(run, kind), str(number), {"line": line})
         run.line_counts[kind] = max(run.line_counts.get(kind, 0), chunk.offset + len(chunk.content))
@@ -268,6 +274,14 @@ class Runs:
     def _save(self, run: Run) -> None:
         run.updated_at = self._now().isoformat()
         self._runs.save(run)
+
+
+def _check_history(lines: Sequence[str]) -> None:
+    """Refuse what could not be read again."""
+    for line in lines:
+        step = parse_json_object(line, what="a line of wandb-history.jsonl").get("_step", 0)
+        if not isinstance(step, int):
+            raise WandbRefusal(400, "_step of a line of wandb-history.jsonl must be an integer")
 
 
 def _lines_kind(run: Run, kind: str) -> str:

@@ -1,0 +1,209 @@
+"""One queue with its servers, its agents and its items, and the audit of what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+from tests.chaos import auditor
+from tests.chaos.auditor import Evidence, FlowRun, PrefectSide
+from tests.chaos.nursery import AgentProcess, Nursery, nursery
+from tests.chaos.servers import ENTITY, PrefectProcess, SandboxProcess, last_lines
+from tests.chaos.slot_trace import slots_in_hand
+from tests.chaos.workload import Workload
+from tests.integration.launch_queue import LaunchQueue
+
+# A dead agent is noticed after seconds instead of minutes; what is half of what stays half of it.
+QUICK: Mapping[str, Any] = {
+    "flows.standing.HEARTBEAT_SECONDS": 0.25,
+    "flows.standing.DOUBT_SECONDS": 1.0,
+    "flows.standing.GONE_SECONDS": 2.0,
+    "flows.standing.LOOK_AWAY_SECONDS": 2.5,
+    "flows.queue_server.ADOPTION_SECONDS": 0.5,
+    "flows.slots.LEASE_SECONDS": 60.0,
+    "flows.slots.RENEWAL_SECONDS": 20.0,
+    "flows.launch_runs.CONFIRM_SECONDS": 0.3,
+    "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
+    "flows.launch_runs.MAX_CRASH_PAUSE_SECONDS": 2.0,
+    "flows.course.FIRST_PAUSE_SECONDS": 1.0,
+    "flows.course.MAX_PAUSE_SECONDS": 4.0,
+    "flows.rotation.MAX_BACKOFF_SECONDS": 2.0,
+    "vertex_launch.job_watcher.MAX_BACKOFF_SECONDS": 2.0,
+}
+LEASE_SECONDS = 3.0
+LOOK_SECONDS = 0.2
+SETTLE_SECONDS = 90.0
+TAKEN = frozenset({"CLAIMED", "FAILED"})
+# One that has crashed goes on with the next agent.
+FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
+
+
+@dataclass(eq=False)
+class Arena:
+    """What a scenario works with; `kills` counts by what was killed and how, `others` what else happened.
+
+    `prefect_server` is there if it may be killed; `has_outages` says that servers were.
+    """
+
+    directory: Path
+    random: Random
+    sandbox: SandboxProcess
+    prefect: PrefectSide
+    nursery: Nursery
+    workload: Workload
+    max_jobs: int
+    prefect_server: PrefectProcess | None = None
+    has_outages: bool = False
+    kills: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    others: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    flow_run_ids: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    started: float = field(default_factory=time.monotonic)
+    moments: dict[str, float] = field(default_factory=dict[str, float])
+
+    def mark(self, what: str) -> None:
+        """Remember when it came to something."""
+        self.moments[what] = time.monotonic() - self.started
+
+    async def start_agent(self, point: tuple[str, str, int] | None = None) -> AgentProcess:
+        """Start `vertex-launch agent` for the queue."""
+        return await self.nursery.start(("agent", "--queue", self.workload.queue), point)
+
+    async def kill(self, agent: AgentProcess, how: str = "agent, at random") -> None:
+        """`kill -9` an agent, and count it."""
+        if agent.is_alive:
+            await agent.kill()
+            self.kills[how] += 1
+
+    def count_death(self, agent: AgentProcess) -> None:
+        """Count an agent that has ended by itself. Raises RuntimeError if it was not to."""
+        code = agent.ended.result()
+        if code == -signal.SIGKILL and agent.point is not None:
+            when, effect, _ = agent.point
+            self.kills[f"agent, {when} {effect}"] += 1
+        elif self.has_outages and not agent.serves:
+            self.others["agents that did not start in an outage"] += 1
+        elif not agent.is_asked_to_end:
+            raise RuntimeError(f"agent {agent.number} ended with {code}:\n{last_lines(agent.log)}")
+
+    async def push_up_to(self, waiting: int) -> None:
+        """Push items until so many wait at W&B; while it is away nothing is pushed."""
+        with contextlib.suppress(httpx.HTTPError):
+            states = await self.workload.states()
+            pending = sum(state == "PENDING" for state in states.values())
+            await self.workload.push(max(0, waiting - pending))
+            await self.look()
+
+    async def look(self) -> list[FlowRun]:
+        """Return the launches as they are, and remember which flow run each item has."""
+        flow_runs = await self.prefect.flow_runs()
+        for run in flow_runs:
+            self.flow_run_ids[run.item_id].add(run.flow_run_id)
+        return flow_runs
+
+    async def open_items(self) -> set[str]:
+        """Return the items that have not ended at Prefect and at W&B; all, while one of them is away."""
+        try:
+            launched = {run.item_id for run in await self.look() if run.state in FINAL}
+            taken = {item_id for item_id, state in (await self.workload.states()).items() if state in TAKEN}
+        except httpx.HTTPError:
+            return {*self.workload.expected}
+        return {*self.workload.expected} - (launched & taken)
+
+    async def until_ended(self, *, seconds: float) -> None:
+        """Wait until every item has ended. Raises TimeoutError with those that have not."""
+        is_open: set[str] = set()
+        try:
+            async with asyncio.timeout(seconds):
+                while is_open := await self.open_items():
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            raise TimeoutError(f"after {seconds:.0f} s these have not ended: {sorted(is_open)}") from None
+        self.mark("all had ended")
+
+    async def stop_agents(self) -> list[int]:
+        """End the agents as a deployment does, and return how they have ended."""
+        alive = self.nursery.alive
+        for agent in alive:
+            agent.send(signal.SIGTERM)
+        return [await agent.ended for agent in alive]
+
+    async def evidence(self, *, leases_end: bool = True) -> Evidence:
+        """End everything and return what there is to see.
+
+        With `leases_end` there is time for the leases of slots that agents died with, so that none is held
+        in the end.
+        """
+        killed = [agent for agent in self.nursery.agents if not agent.is_alive]
+        in_hand = 0 if leases_end else sum(slots_in_hand(agent.log) for agent in killed)
+        await self._slots_down_to(in_hand)
+        await self.stop_agents()
+        flow_runs = await self.look()
+        held = await self.prefect.held_slots()
+        await self.sandbox.stop()
+        items, jobs = auditor.read_state(self.sandbox.state)
+        return Evidence(
+            items=items,
+            jobs=jobs,
+            flow_runs=flow_runs,
+            held_slots=held,
+            slots_in_hand=in_hand,
+            max_jobs=self.max_jobs,
+            expected=self.workload.expected,
+            calls=auditor.read_calls(self.sandbox.request_log),
+            flow_run_ids=self.flow_run_ids,
+        )
+
+    async def _slots_down_to(self, wanted: int) -> None:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while await self.prefect.held_slots() > wanted and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def arena(
+    api_url: str,
+    environment: Mapping[str, str],
+    *,
+    seed: int,
+    max_jobs: int,
+    job_seconds: float,
+    prefect_server: PrefectProcess | None = None,
+    settings: Mapping[str, Any] = QUICK,
+    lease_seconds: float = LEASE_SECONDS,
+    **block: Any,
+) -> AsyncIterator[Arena]:
+    """A queue on a sandbox of its own. Should the body fail its seed is printed and its logs are kept."""
+    directory = Path(tempfile.mkdtemp(prefix=f"vertex-launch-chaos-{seed}-"))
+    print(f"\nseed {seed}, logs in {directory}")
+    async with contextlib.AsyncExitStack() as stack:
+        sandbox = await stack.enter_async_context(SandboxProcess(directory, lease_seconds=lease_seconds))
+        queue = LaunchQueue(sandbox, max_jobs=max_jobs)  # pyright: ignore[reportArgumentType] - as good as one
+        made = await queue.create(**block)
+        agents = await stack.enter_async_context(nursery(directory, environment, settings))
+        random = Random(seed)
+        yield Arena(
+            directory,
+            random,
+            sandbox,
+            PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue.name}", limit_name=made.limit_name),
+            agents,
+            Workload(sandbox, queue.name, random, job_seconds),
+            max_jobs,
+            prefect_server,
+        )
+
+
+def last_words(arena: Arena) -> str:
+    """Return the ends of the logs of the latest agents."""
+    return "\n\n".join(f"{agent.log}:\n{last_lines(agent.log)}" for agent in arena.nursery.agents[-3:])

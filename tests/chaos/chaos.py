@@ -1,0 +1,113 @@
+"""`make chaos`: agents, the sandbox and the Prefect server are killed, round after round, each audited.
+
+A round has a seed of its own, a queue, a sandbox and a Prefect server. What was drawn is the same for the
+same seed; when exactly it hits is up to the machine. A round that fails says its seed and keeps its logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+JOB_SECONDS = 2.0
+REAL_RUNS = 2
+END_SECONDS = 180.0
+EVERY_BLOW = ("sandbox", "prefect", "freeze", "terminate")
+REPORTED = ("items", "jobs", "kills", "reports sent again")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What dies in a round, how often, and whether Prefect keeps its data in a file.
+
+    A small `max_jobs` is soon used up by the slots that agents die with in hand, and the storm is slower.
+    """
+
+    name: str
+    blows: tuple[str, ...]
+    share: float
+    max_jobs: int = 16
+    on_file: bool = False
+
+
+ROUNDS = (
+    Round("agents only", (), 0.3),
+    Round("agents only, few slots", (), 0.1, max_jobs=4),
+    Round("agents and the sandbox", ("sandbox",), 0.2),
+    Round("agents and the Prefect server", ("prefect",), 0.2, on_file=True),
+    Round("all of them; agents are frozen and asked to end too", EVERY_BLOW, 0.2, on_file=True),
+)
+
+
+async def run_round(which: Round, seed: int, kills: int) -> tuple[list[str], dict[str, object]]:
+    """Return the violations and the figures of a round."""
+    from tests.chaos import auditor
+    from tests.chaos.arena import arena
+    from tests.chaos.figures import figures
+    from tests.chaos.servers import PrefectProcess
+    from tests.chaos.storm import AGENTS, Storm
+    from tests.integration.conftest import PrefectServer, prefect_client_of, send_what_is_left
+
+    home = Path(tempfile.mkdtemp(prefix="vertex-launch-chaos-prefect-"))
+    async with PrefectProcess(home, on_file=which.on_file) as server:
+        with prefect_client_of(PrefectServer(server.api_url, server.environment, home)):
+            async with arena(
+                server.api_url,
+                server.environment,
+                seed=seed,
+                max_jobs=which.max_jobs,
+                job_seconds=JOB_SECONDS,
+                prefect_server=server,
+            ) as scene:
+                await scene.workload.push(REAL_RUNS, "real run")
+                await Storm(scene, blows=which.blows).rage(kills)
+                for _ in range(AGENTS):
+                    await scene.start_agent()
+                await scene.until_ended(seconds=END_SECONDS)
+                evidence = await scene.evidence()
+                found = auditor.violations(evidence)
+                rows = figures(scene, evidence)
+            send_what_is_left()
+    shutil.rmtree(home, ignore_errors=True)
+    if not found:
+        shutil.rmtree(scene.directory, ignore_errors=True)
+    return found, rows
+
+
+async def main(kills: int, seed: int, only: int | None) -> int:
+    """Run every round and print its figures; return the exit code."""
+    from tests.chaos.figures import table
+
+    started, failed, sums = time.monotonic(), 0, Counter[str]()
+    for number, which in enumerate(ROUNDS):
+        if only is not None and number != only:
+            continue
+        print(f"\n=== {which.name} (seed {seed + number})", flush=True)
+        try:
+            found, rows = await run_round(which, seed + number, round(kills * which.share))
+        except (TimeoutError, RuntimeError) as error:
+            found, rows = [str(error)], {}
+        print(table(rows))
+        for violation in found:
+            print(f"VIOLATION: {violation}")
+        failed += bool(found)
+        sums.update({name: int(str(rows[name])) for name in REPORTED if name in rows})
+    print(f"\n=== {failed} rounds failed; " + ", ".join(f"{count} {name}" for name, count in sums.items()))
+    print(f"{time.monotonic() - started:.0f} s; seed {seed}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, choices=range(len(ROUNDS)), help="one round, by its number")
+    options = parser.parse_args()
+    sys.exit(asyncio.run(main(options.kills, options.seed, options.only)))

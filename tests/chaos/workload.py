@@ -1,0 +1,100 @@
+"""What the items of a queue are: quick programs for the most part, a few real runs, some that fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.chaos.auditor import Expected
+from tests.chaos.servers import ENTITY, SandboxProcess
+
+PUSH = """
+mutation pushToRunQueueByName($entityName: String!, $projectName: String!, $queueName: String!,
+                              $runSpec: JSONString!) {
+  pushToRunQueueByName(input: {entityName: $entityName, projectName: $projectName, queueName: $queueName,
+                               runSpec: $runSpec}) {
+    runQueueItemId
+  }
+}"""
+ITEM_STATES = """
+query States($projectName: String!, $entityName: String!, $queueName: String!) {
+  project(name: $projectName, entityName: $entityName) {
+    runQueue(name: $queueName) { runQueueItems { edges { node { id state } } } }
+  }
+}"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of item: its image and arguments, how it is to end, and how often it is drawn."""
+
+    image: str | None
+    arguments: tuple[str, ...]
+    expected: Expected
+    weight: int
+
+
+SUCCEEDED = Expected("CLAIMED", "JOB_STATE_SUCCEEDED", "COMPLETED")
+KINDS = {
+    "succeeds": Kind("chaos/run", ("{seconds}",), SUCCEEDED, 60),
+    "real run": Kind("sandbox/train", (), SUCCEEDED, 0),
+    "fails": Kind(
+        "chaos/shell",
+        ("sleep {seconds}; exit 3",),
+        Expected("FAILED", "JOB_STATE_FAILED", "FAILED", "non-zero status of 3"),
+        20,
+    ),
+    "no run": Kind(
+        "chaos/shell",
+        ("sleep {seconds}",),
+        Expected("FAILED", "JOB_STATE_SUCCEEDED", "FAILED", "wandb.init"),
+        10,
+    ),
+    "refused": Kind(None, (), Expected("FAILED", None, "FAILED"), 10),
+}
+
+
+@dataclass
+class Workload:
+    """The items of one queue; `random` draws their kinds, `job_seconds` bounds how long their jobs run."""
+
+    sandbox: SandboxProcess
+    queue: str
+    random: Random
+    job_seconds: float
+    expected: dict[str, Expected] = field(default_factory=dict[str, Expected])
+
+    async def push(self, count: int, kind: str | None = None) -> None:
+        for _ in range(count):
+            weights = [each.weight for each in KINDS.values()]
+            chosen = KINDS[kind or self.random.choices([*KINDS], weights)[0]]
+            data = await self.sandbox.ask(
+                PUSH,
+                entityName=ENTITY,
+                projectName="model-registry",
+                queueName=self.queue,
+                runSpec=json.dumps(self._run_spec(chosen)),
+            )
+            self.expected[data["pushToRunQueueByName"]["runQueueItemId"]] = chosen.expected
+
+    async def states(self) -> dict[str, str]:
+        """Return the state that each item has at W&B."""
+        data = await self.sandbox.ask(
+            ITEM_STATES, entityName=ENTITY, projectName="model-registry", queueName=self.queue
+        )
+        edges = data["project"]["runQueue"]["runQueueItems"]["edges"]
+        return {edge["node"]["id"]: edge["node"]["state"] for edge in edges}
+
+    def _run_spec(self, kind: Kind) -> dict[str, Any]:
+        seconds = f"{self.random.uniform(0, self.job_seconds):.2f}"
+        spec: dict[str, Any] = {
+            "entity": ENTITY,
+            "project": "runs",
+            "name": f"run-{len(self.expected) + 1}",
+            "resource": "gcp-vertex",
+            "overrides": {"args": [argument.format(seconds=seconds) for argument in kind.arguments]},
+        }
+        # Without an image nothing can be launched: such an item is refused.
+        return spec if kind.image is None else {**spec, "docker": {"docker_image": kind.image}}

@@ -1,0 +1,233 @@
+"""The real agent in a simulated process, and the deployment that starts one again when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httpx
+from prefect import State
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Abort
+from prefect.states import Completed, Crashed, Failed, Running
+
+from blocks.gcp_credentials import GcpCredentials
+from blocks.vertex_queue import VertexLaunchQueue
+from blocks.wandb_credentials import WandbCredentials
+from flows.agent import Agent
+from flows.background import in_background
+from flows.course import Course, Step
+from flows.launch import RETRY_DELAYS_SECONDS
+from flows.live_launch import LiveLaunch
+from flows.queue_item import QueueItem
+from flows.queue_server import StartLaunch
+from flows.regions import Regions
+from flows.session import LaunchSession
+from flows.stops import watch_stops
+from tests.simulation.ports import PagePort, PrefectPort, VertexPort, WandbPort
+from tests.simulation.process import Process, current
+from tests.simulation.wandb_model import ENTITY, QUEUE
+from tests.simulation.world import World
+from vertex_launch.errors import LaunchError, OutcomeUnknown, Transient
+
+# What the platform gives a process between SIGTERM and SIGKILL.
+TERMINATION_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many agents there are and how long each lives; `dies_every_seconds` is the mean."""
+
+    agents: int = 1
+    drain: bool = False
+    max_runtime_minutes: float | None = None
+    start_seconds: tuple[float, float] = (5.0, 5.0)
+    dies_every_seconds: float | None = None
+    terminated_share: float = 0.0
+    # How likely nobody notices a death, as when the machine is lost with everything on it.
+    unnoticed_share: float = 0.0
+
+
+class _Block:
+    """The queue's block, with Vertex AI's model behind it."""
+
+    def __init__(self, block: VertexLaunchQueue, jobs: VertexPort) -> None:
+        self.entity, self.queue, self.location = block.entity, block.queue, block.location
+        self.watch_seconds = block.watch_seconds
+        self._jobs = jobs
+
+    def open_vertex_jobs(self, _location: str) -> VertexPort:
+        return self._jobs
+
+
+def make_block(max_jobs: int) -> VertexLaunchQueue:
+    """Return the block of the simulated queue."""
+    pool = {
+        "machine_spec": {"machine_type": "n1-standard-4"},
+        "replica_count": 1,
+        "container_spec": {"image_uri": "${image_uri}"},
+    }
+    return VertexLaunchQueue(
+        entity=ENTITY,
+        queue=QUEUE,
+        project="sim",
+        staging_bucket="gs://bucket",
+        wandb_credentials=WandbCredentials(api_key="x" * 40),
+        gcp_credentials=GcpCredentials.model_construct(),
+        max_jobs=max_jobs,
+        spec={"worker_pool_specs": [pool]},
+        poll_seconds=10.0,
+        watch_seconds=15.0,
+        endpoint="grpc://vertex.invalid:1",
+    )
+
+
+def engine_of(world: World, client: PrefectPort) -> StartLaunch:
+    """Return how a launch's flow run is started: as Prefect's engine does it."""
+
+    async def take(session: LaunchSession, live: LiveLaunch, step: Step) -> Any:
+        for delay in [*RETRY_DELAYS_SECONDS, None]:
+            try:
+                return await step(session, live)
+            except (Transient, OutcomeUnknown):
+                if delay is None:
+                    raise
+                await world.clock.sleep(delay * random.uniform(1.0, 1.3))
+        raise AssertionError("the last try either returns or raises")
+
+    async def run(flow_run: FlowRun, session: LaunchSession) -> State[Any]:
+        state = await client.set_flow_run_state(flow_run.id, Running())
+        if not state.is_running():
+            return state
+        item = QueueItem.model_validate(flow_run.parameters["item"])
+        live = session.live.get(item.item_id) or LiveLaunch(item=item, flow_run_id=flow_run.id)
+        try:
+            ended = await Course(session, live, lambda step: take(session, live, step)).run()
+        except Abort:
+            raise
+        except asyncio.CancelledError:
+            with contextlib.suppress(httpx.HTTPError, asyncio.CancelledError):
+                await client.set_flow_run_state(flow_run.id, Crashed(), force=True)
+            raise
+        except Exception as error:
+            if not isinstance(error, httpx.HTTPError):
+                world.surprise(f"the launch of item {item.item_id}: {error!r}")
+            ended = Failed(message=str(error))
+        return await client.set_flow_run_state(flow_run.id, ended)
+
+    def start(flow_run: FlowRun, session: LaunchSession) -> asyncio.Task[State[Any]]:
+        return asyncio.create_task(run(flow_run, session), name=f"launch {flow_run.name}")
+
+    return start
+
+
+async def serve(world: World, process: Process, block: VertexLaunchQueue, shape: Shape) -> None:
+    """Run one agent to its end, and tell Prefect how it ended."""
+    client = PrefectPort(world, process)
+    jobs = VertexPort(world, process)
+    async with contextlib.AsyncExitStack() as stack:
+        wandb = WandbPort(world, process)
+        regions = Regions(cast("Any", _Block(block, jobs)), stack, clock=world.clock)
+        session = LaunchSession(
+            block_name="queue",
+            block=block,
+            wandb=cast("Any", wandb),
+            regions=regions,
+            page=cast("Any", PagePort(world, process, client)),
+            clock=world.clock,
+        )
+        await stack.enter_async_context(
+            in_background(lambda: watch_stops(session), "the watch for stop requests", world.clock)
+        )
+        agent = Agent(
+            cast("Any", client),
+            process.flow_run_id,
+            drain=shape.drain,
+            max_runtime_minutes=shape.max_runtime_minutes,
+            clock=world.clock,
+            start=engine_of(world, client),
+        )
+        agent.add(session)
+        ended: State[Any] = Crashed()
+        try:
+            ended = Completed(message=await agent.run())
+        except* (LaunchError, httpx.HTTPError) as errors:
+            ended = Failed(message=repr(errors))
+    if not process.is_dead:
+        with contextlib.suppress(httpx.HTTPError):
+            await client.set_flow_run_state(process.flow_run_id, ended, force=True)
+
+
+class Deployment:
+    """Keeps as many agents running as there are to be, and lets them die."""
+
+    def __init__(self, world: World, block: VertexLaunchQueue, shape: Shape) -> None:
+        self._world = world
+        self._block = block
+        self._shape = shape
+        self._running: dict[Process, asyncio.Task[None]] = {}
+        self._started = 0
+        self.deaths = 0
+        world.on_death = self._has_died
+
+    async def run(self, is_over: Callable[[], bool]) -> None:
+        """Start agents until it is over; then wait for their ends."""
+        world, shape = self._world, self._shape
+        while not is_over():
+            if len(self._running) < shape.agents:
+                if self._started >= shape.agents:
+                    await world.clock.sleep(world.random.uniform(*shape.start_seconds))
+                self._start()
+            else:
+                await world.clock.sleep(5.0)
+        world.wandb.stops_polling = True
+        while self._running:
+            await world.clock.sleep(5.0)
+
+    def _start(self) -> None:
+        world = self._world
+        process = Process(f"agent{self._started}", world.prefect.start_agent_run())
+        self._started += 1
+        token = current.set(process)
+        task = asyncio.get_running_loop().create_task(serve(world, process, self._block, self._shape))
+        current.reset(token)
+        self._running[process] = task
+        task.add_done_callback(lambda task: self._has_ended(process, task))
+        if self._shape.dies_every_seconds is not None:
+            delay = world.random.expovariate(1 / self._shape.dies_every_seconds)
+            if world.loop.time() + delay < world.faults.until:
+                world.loop.call_later(delay, self._end, process)
+
+    def _end(self, process: Process) -> None:
+        if process not in self._running or process.is_dead:
+            return
+        if self._world.random.random() < self._shape.terminated_share:
+            self._world.note(process.name, "is told to end (SIGTERM)")
+            self._running[process].cancel()
+            self._world.loop.call_later(TERMINATION_SECONDS, self._kill_if_running, process)
+        else:
+            self._world.kill(process)
+
+    def _kill_if_running(self, process: Process) -> None:
+        if process in self._running:
+            self._world.kill(process)
+
+    def _has_died(self, process: Process) -> None:
+        self.deaths += 1
+        world = self._world
+        if world.random.random() >= self._shape.unnoticed_share:
+            delay = world.random.uniform(1.0, 30.0)
+            world.loop.call_later(
+                delay, lambda: world.prefect.set_state(process.flow_run_id, Crashed(), force=True)
+            )
+
+    def _has_ended(self, process: Process, task: asyncio.Task[None]) -> None:
+        self._running.pop(process, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._world.surprise(f"{process.name}: {error!r}")
+        if task.cancelled() and not process.is_dead:
+            self._has_died(process)

@@ -1,0 +1,89 @@
+"""What goes wrong on the way to a remote system and back, drawn from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from random import Random
+
+SYSTEMS = ("wandb", "vertex", "prefect")
+# What a client waits for an answer.
+TIMEOUT_SECONDS = 30.0
+
+
+class Loss(Enum):
+    """What of a call is lost: nothing, the request, or the answer to it."""
+
+    NOTHING = "nothing"
+    REQUEST = "request"
+    ANSWER = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one call goes: the seconds there and back, and what is lost."""
+
+    there_seconds: float
+    back_seconds: float = 0.0
+    loss: Loss = Loss.NOTHING
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A time in which every call to a system fails; `loss` is what it loses."""
+
+    system: str
+    start: float
+    end: float
+    loss: Loss
+
+
+@dataclass
+class Faults:
+    """The faults of one simulation, none after `until`; rates are for each call to a system."""
+
+    random: Random
+    until: float = 0.0
+    loss_rate: dict[str, float] = field(default_factory=dict)
+    slow_rate: dict[str, float] = field(default_factory=dict)
+    outages: list[Outage] = field(default_factory=list)
+
+    def way(self, system: str, now: float) -> Way:
+        there = self.random.uniform(0.01, 0.05)
+        if now >= self.until:
+            return Way(there)
+        for outage in self.outages:
+            if outage.system == system and outage.start <= now < outage.end:
+                return Way(there, 0.0, outage.loss)
+        drawn = self.random.random()
+        loss_rate = self.loss_rate.get(system, 0.0)
+        if drawn < loss_rate:
+            return Way(there, 0.0, Loss.REQUEST if drawn < loss_rate / 2 else Loss.ANSWER)
+        if drawn < loss_rate + self.slow_rate.get(system, 0.0):
+            return self._slow()
+        return Way(there)
+
+    def _slow(self) -> Way:
+        seconds = self.random.uniform(1.0, 2 * TIMEOUT_SECONDS)
+        there = self.random.uniform(0.0, seconds)
+        if there >= TIMEOUT_SECONDS:
+            return Way(TIMEOUT_SECONDS, 0.0, Loss.REQUEST)
+        if seconds >= TIMEOUT_SECONDS:
+            return Way(there, TIMEOUT_SECONDS - there, Loss.ANSWER)
+        return Way(there, seconds - there)
+
+
+def draw_faults(random: Random, until: float) -> Faults:
+    """Return the faults of a simulation: many, few, or only outages."""
+    faults = Faults(random, until)
+    intensity = random.choice([0.0, 0.02, 0.05, 0.15])
+    for system in SYSTEMS:
+        faults.loss_rate[system] = intensity * random.uniform(0.0, 2.0)
+        faults.slow_rate[system] = intensity * random.uniform(0.0, 0.5)
+    for _ in range(random.choice([0, 0, 1, 1, 2, 3])):
+        systems = SYSTEMS if random.random() < 0.2 else (random.choice(SYSTEMS),)
+        start = random.uniform(0.0, until)
+        length = random.choice([5.0, 30.0, 100.0, 300.0, 900.0]) * random.uniform(0.5, 1.5)
+        loss = random.choice([Loss.REQUEST, Loss.REQUEST, Loss.ANSWER])
+        faults.outages += [Outage(system, start, min(until, start + length), loss) for system in systems]
+    return faults

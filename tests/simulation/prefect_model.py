@@ -1,0 +1,222 @@
+"""Prefect's server as the simulation has it: flow runs with states, limits with leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import State
+from prefect.client.schemas.objects import FlowRun, StateDetails, StateType
+
+from tests.simulation.virtual_time import EPOCH
+
+_FINAL = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
+# How often the server looks for leases that have ended.
+REPOSSESSION_SECONDS = 15.0
+_REQUEST = httpx.Request("POST", "http://prefect.invalid/api/")
+
+
+class Answer:
+    """What the server answers, as far as anybody looks at it."""
+
+    def __init__(self, status_code: int, content: Any = None) -> None:
+        self.status_code = status_code
+        self.text = ""
+        self._content = content
+
+    def json(self) -> Any:
+        return self._content
+
+    def raise_for_status(self) -> None:
+        if self.status_code >= 400:
+            raise refusal(self.status_code)
+
+
+def refusal(status_code: int) -> httpx.HTTPStatusError:
+    """Return the error that the client raises for an answer with this status."""
+    answer = httpx.Response(status_code, request=_REQUEST)
+    return httpx.HTTPStatusError(str(status_code), request=_REQUEST, response=answer)
+
+
+@dataclass(eq=False)
+class Limit:
+    """A global concurrency limit."""
+
+    limit_id: UUID
+    name: str
+    limit: int
+    active_slots: int = 0
+
+
+@dataclass(eq=False)
+class Lease:
+    """A slot under some limits, until it ends."""
+
+    names: tuple[str, ...]
+    expires: float
+    holder: UUID | None
+
+
+class PrefectModel:
+    """Prefect's side."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._last_id = 0
+        self._swept = 0.0
+        self.flow_runs: dict[UUID, FlowRun] = {}
+        self.launches: dict[str, UUID] = {}
+        self.by_key: dict[str, UUID] = {}
+        self.limits: dict[str, Limit] = {}
+        self.leases: dict[UUID, Lease] = {}
+        self.flow_id = self.new_id()
+
+    def new_id(self) -> UUID:
+        self._last_id += 1
+        return UUID(int=self._last_id)
+
+    def create_flow_run(self, body: dict[str, Any]) -> Answer:
+        known = self.by_key.get(body["idempotency_key"])
+        if known is not None:
+            return Answer(200, self.flow_runs[known])
+        flow_run_id = self.new_id()
+        self.by_key[body["idempotency_key"]] = flow_run_id
+        self.flow_runs[flow_run_id] = FlowRun.model_construct(
+            id=flow_run_id,
+            created=EPOCH + timedelta(seconds=self._now()),
+            flow_id=UUID(str(body["flow_id"])),
+            name=body["name"],
+            parameters=body["parameters"],
+            tags=list(body["tags"]),
+            labels=dict(body.get("labels") or {}),
+            run_count=0,
+            state=self._stamped(State(type=body["state"]["type"], name=body["state"].get("name"))),
+        )
+        item_id = next(tag.removeprefix("item:") for tag in body["tags"] if tag.startswith("item:"))
+        self.launches[item_id] = flow_run_id
+        return Answer(201, self.flow_runs[flow_run_id])
+
+    def start_agent_run(self) -> UUID:
+        flow_run_id = self.new_id()
+        self.flow_runs[flow_run_id] = FlowRun.model_construct(
+            id=flow_run_id, flow_id=self.flow_id, name="agent", parameters={}, tags=[], labels={},
+            run_count=1,
+            state=self._stamped(State(type=StateType.RUNNING)), created=EPOCH,
+        )  # fmt: skip
+        return flow_run_id
+
+    def read_flow_runs(self, selection: Any, limit: int | None, offset: int) -> list[FlowRun]:
+        ids = selection.id.any_ if selection.id is not None else None
+        tags = set(selection.tags.all_ or ()) if selection.tags is not None else set()
+        types = set(selection.state.type.any_) if selection.state is not None else None
+        runs = (
+            self.flow_runs.values()
+            if ids is None
+            else [self.flow_runs[run_id] for run_id in ids if run_id in self.flow_runs]
+        )
+        found = [
+            run for run in runs if tags.issubset(run.tags) and (types is None or run.state.type in types)
+        ]
+        return found[offset : offset + (limit or 200)]
+
+    def update_flow_run(self, flow_run_id: UUID, tags: list[str]) -> None:
+        self._change(flow_run_id, tags=list(tags))
+
+    def update_labels(self, flow_run_id: UUID, labels: dict[str, Any]) -> None:
+        self._change(flow_run_id, labels={**self.flow_runs[flow_run_id].labels, **labels})
+
+    def set_state(self, flow_run_id: UUID, state: State[Any], *, force: bool) -> State[Any]:
+        """Set a state by Prefect's rules and return the state that the run is in then."""
+        run = self.flow_runs[flow_run_id]
+        assert run.state is not None
+        current = run.state.type
+        if not force:
+            if current is StateType.CANCELLING and state.type is not StateType.CANCELLED:
+                return run.state
+            if current in _FINAL and state.type in {StateType.CANCELLING, StateType.CRASHED}:
+                return run.state
+        count = run.run_count + (state.type is StateType.RUNNING and current is not StateType.RUNNING)
+        self._change(flow_run_id, state=self._stamped(state), run_count=count)
+        return self.flow_runs[flow_run_id].state
+
+    def upsert_limit(self, name: str, limit: int) -> None:
+        if name in self.limits:
+            self.limits[name].limit = limit
+        else:
+            self.limits[name] = Limit(self.new_id(), name, limit)
+
+    def take(self, names: list[str], seconds: float, holder: UUID | None) -> Answer:
+        self.sweep()
+        limits = [self.limits[name] for name in names if name in self.limits]
+        if any(limit.active_slots >= limit.limit for limit in limits):
+            raise refusal(423)
+        for limit in limits:
+            limit.active_slots += 1
+        lease_id = self.new_id()
+        self.leases[lease_id] = Lease(tuple(limit.name for limit in limits), self._now() + seconds, holder)
+        return Answer(
+            200,
+            {
+                "lease_id": lease_id,
+                "limits": [
+                    {"id": limit.limit_id, "name": limit.name, "limit": limit.limit} for limit in limits
+                ],
+            },
+        )
+
+    def renew(self, lease_id: UUID, seconds: float) -> None:
+        self.sweep()
+        if lease_id not in self.leases:
+            raise refusal(410)
+        self.leases[lease_id].expires = self._now() + seconds
+
+    def release(self, lease_id: UUID) -> None:
+        self.sweep()
+        if lease := self.leases.pop(lease_id, None):
+            self._decrement(lease)
+
+    def release_counted(self, names: list[str], slots: int) -> None:
+        for name in names:
+            self.limits[name].active_slots = max(0, self.limits[name].active_slots - slots)
+
+    def set_active_slots(self, name: str, active_slots: int) -> None:
+        self.limits[name].active_slots = active_slots
+
+    def sweep(self) -> None:
+        """End the leases that were over when the server last looked."""
+        looked = self._now() // REPOSSESSION_SECONDS * REPOSSESSION_SECONDS
+        if looked <= self._swept:
+            return
+        self._swept = looked
+        for lease_id, lease in [*self.leases.items()]:
+            if lease.expires < looked:
+                del self.leases[lease_id]
+                self._decrement(lease)
+
+    def restart(self) -> None:
+        """Forget the leases, which were kept in memory, and keep the counters, which were not."""
+        self.leases.clear()
+
+    def _decrement(self, lease: Lease) -> None:
+        for name in lease.names:
+            limit = self.limits[name]
+            limit.active_slots = max(0, limit.active_slots - 1)
+
+    def _change(self, flow_run_id: UUID, **changes: Any) -> None:
+        # A copy: whoever has read the run before keeps what was read.
+        self.flow_runs[flow_run_id] = self.flow_runs[flow_run_id].model_copy(update=changes)
+
+    def _stamped(self, state: State[Any]) -> State[Any]:
+        return State.model_construct(
+            id=self.new_id(),
+            type=StateType(state.type),
+            name=state.name,
+            message=state.message,
+            timestamp=EPOCH + timedelta(seconds=self._now()),
+            state_details=StateDetails.model_construct(),
+            data=None,
+        )

@@ -1,0 +1,218 @@
+"""One simulation: a world, items, faults and agents, from the first pop to the last report."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as global_random
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any
+
+import httpx
+
+from tests.simulation import scripts
+from tests.simulation.agents import Deployment, Shape, make_block
+from tests.simulation.auditor import Violation
+from tests.simulation.faults import Faults, draw_faults
+from tests.simulation.process import make_task
+from tests.simulation.virtual_time import VirtualLoop
+from tests.simulation.world import Crash, World
+from vertex_launch.errors import LaunchError
+
+# When every item has to have ended after the last fault, in virtual seconds.
+SETTLE_SECONDS = 4 * 3600.0
+# How long a lease of a process that is gone may last.
+LEASES_END_SECONDS = 330.0
+# How long it takes until slots are found that a restarted server counts and nobody holds.
+MENDING_SECONDS = 1200.0
+_LOGGERS = ("flows", "vertex_launch", "prefect.vertex_launch")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one simulation came to."""
+
+    effects: int
+    items: int
+    jobs: int
+    deaths: int
+    duplicates: int
+    virtual_seconds: float
+    most_calls: int
+    most_submissions: int
+
+
+@cache
+def _block(max_jobs: int) -> Any:
+    return make_block(max_jobs)
+
+
+def simulate(seed: int, items: int = 20) -> Result:
+    """Simulate items with faults drawn from a seed. Raises Violation with the last effects."""
+    random = Random(seed)
+    until = random.choice([600.0, 1200.0, 2400.0])
+    faults = draw_faults(random, until)
+    max_jobs = random.choice([1, 2, 4, 8, 20])
+    restarts = sorted(random.uniform(0, until) for _ in range(random.choice([0, 0, 0, 1, 2])))
+    dies = random.choice([None, 120.0, 300.0, 900.0])
+    shape = Shape(
+        agents=random.choice([1, 1, 1, 2, 3]),
+        drain=False,
+        max_runtime_minutes=random.choice([None, None, 30.0] if restarts else [None, None, 5.0, 15.0]),
+        start_seconds=(1.0, random.choice([5.0, 60.0])),
+        dies_every_seconds=dies,
+        terminated_share=random.choice([0.0, 0.5, 1.0]),
+        unnoticed_share=random.choice([0.0, 0.5]),
+    )
+    drawn = [scripts.draw(random) for _ in range(items)]
+    arrival_seconds = [random.uniform(0, until / 2) if random.random() < 0.3 else 0.0 for _ in drawn]
+    lag = random.choice([0.0, 0.0, 0.0, 2.0, 8.0, 60.0])
+
+    def prepare(world: World) -> None:
+        world.vertex.lag_seconds = lambda: random.uniform(0, lag) if world.loop.time() < until else 0.0
+        world.vertex.cancel_seconds = lambda: random.choice([1.0, 10.0, 100.0])
+        world.vertex.odd_seconds = lambda: random.choice([0.0, 0.0, 0.0, 40.0])
+        for script, delay in zip(drawn, arrival_seconds, strict=True):
+            if delay:
+                world.loop.call_later(delay, world.wandb.push, script)
+            else:
+                world.wandb.push(script)
+        for moment in restarts:
+            world.loop.call_later(moment, world.prefect.restart)
+            world.loop.call_later(moment, world.note, "Prefect's server", "restarts")
+
+    name = f"simulate(seed={seed}, items={items})"
+    linger_seconds = MENDING_SECONDS if restarts else 0.0
+    return _run(name, seed, faults, shape, max_jobs, prepare, items, linger_seconds)
+
+
+def play(
+    script: Sequence[scripts.Script], *, crash: Crash | None = None, shape: Shape | None = None, seed: int = 0
+) -> Result:
+    """Play a script without any fault but the death of an agent at one effect."""
+
+    def prepare(world: World) -> None:
+        world.crash = crash
+        for one in script:
+            world.wandb.push(one)
+
+    shape = shape or Shape(start_seconds=(5.0, 5.0))
+    name = f"play({script!r}, crash={crash!r})"
+    return _run(name, seed, Faults(Random(seed)), shape, 2, prepare, len(script))
+
+
+def _run(
+    name: str,
+    seed: int,
+    faults: Faults,
+    shape: Shape,
+    max_jobs: int,
+    prepare: Any,
+    items: int,
+    linger_seconds: float = 0.0,
+) -> Result:
+    loop = VirtualLoop()
+    loop.set_task_factory(make_task)
+    world = World(loop, Random(seed + 1), faults, max_jobs=max_jobs)
+    state = global_random.getstate()
+    global_random.seed(seed)
+    try:
+        with _surprises_noted(world):
+            prepare(world)
+            deployment = Deployment(world, _block(max_jobs), shape)
+            _complete(loop, _play_out(world, deployment, items, linger_seconds))
+    except Violation as error:
+        last = "\n".join(world.last_effects)
+        raise Violation(f"{error}\n\n{name}\n\nthe last effects:\n{last}") from error
+    finally:
+        global_random.setstate(state)
+    return Result(
+        effects=world.effects,
+        items=items,
+        jobs=len(world.vertex.jobs),
+        deaths=deployment.deaths,
+        duplicates=world.auditor.duplicates,
+        virtual_seconds=loop.time(),
+        most_calls=world.vertex.most_calls,
+        most_submissions=world.vertex.most_submissions,
+    )
+
+
+async def _play_out(world: World, deployment: Deployment, items: int, linger_seconds: float) -> None:
+    settled_at: float | None = None
+    deadline = world.faults.until + SETTLE_SECONDS
+
+    def is_over() -> bool:
+        nonlocal settled_at
+        unsettled = world.auditor.unsettled_items()
+        if world.loop.time() > deadline:
+            raise Violation(
+                f"invariant 10: at {world.loop.time():.0f} s not everything has ended: {unsettled}"
+            )
+        if world.loop.time() < world.faults.until or len(world.wandb.items) < items or unsettled:
+            return False
+        settled_at = settled_at or world.loop.time()
+        return world.loop.time() >= settled_at + linger_seconds
+
+    async def all_of_it() -> None:
+        await deployment.run(is_over)
+        await world.clock.sleep(LEASES_END_SECONDS)
+        world.auditor.at_end()
+
+    work = asyncio.ensure_future(all_of_it())
+    done, _ = await asyncio.wait({work, world.failed}, return_when=asyncio.FIRST_COMPLETED)
+    for one in done:
+        one.result()
+
+
+def _complete(loop: VirtualLoop, work: Coroutine[Any, Any, None]) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(work)
+    finally:
+        for _ in range(20):
+            left = asyncio.all_tasks(loop)
+            if not left:
+                break
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left, timeout=0.001))
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+class _Surprises(logging.Handler):
+    """Notes each error that the code under test logs and had not reckoned with."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, Violation):
+            self._world.fail(error)
+        elif error is not None and not isinstance(error, (LaunchError, httpx.HTTPError)):
+            self._world.surprise(f"{record.getMessage()}: {error!r}")
+
+
+@contextmanager
+def _surprises_noted(world: World) -> Iterator[None]:
+    handler = _Surprises(world)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.removeHandler(handler)

@@ -1,0 +1,185 @@
+"""The three remote systems, the way to them, and everything that happens between: effect by effect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import Any, TypeVar
+
+from prefect.states import Cancelling
+
+from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.faults import Faults, Loss
+from tests.simulation.prefect_model import PrefectModel
+from tests.simulation.process import Process
+from tests.simulation.scripts import Script
+from tests.simulation.vertex_model import VertexModel
+from tests.simulation.virtual_time import VirtualClock, VirtualLoop
+from tests.simulation.wandb_model import RUN_PROJECT, WandbModel
+
+T = TypeVar("T")
+
+LAST_EFFECTS = 30
+# When somebody asks again for an end that could not be asked for.
+PATIENCE_SECONDS = 30.0
+# More than this is a storm: a simulation needs a few thousand.
+MOST_EFFECTS = 60_000
+
+
+class Moment(Enum):
+    """Where a process dies, seen from one effect."""
+
+    BEFORE = "before it"
+    UNANSWERED = "after it, before the answer"
+    AFTER = "after the answer"
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The death of whoever has the n-th effect."""
+
+    effect: int
+    moment: Moment
+
+
+class World:
+    """The systems, the faults on the way to them, and who watches."""
+
+    def __init__(self, loop: VirtualLoop, random: Random, faults: Faults, *, max_jobs: int) -> None:
+        self.loop = loop
+        self.clock = VirtualClock(loop)
+        self.random = random
+        self.faults = faults
+        self.wandb = WandbModel(loop.time, _spec_of)
+        self.vertex = VertexModel(loop.time, lambda run_id: self.wandb.item_of_run[run_id].script)
+        self.wandb.program_state = self.vertex.program_state
+        self.prefect = PrefectModel(loop.time)
+        self.auditor = Auditor(self.wandb, self.vertex, self.prefect, loop.time, faults.until, max_jobs)
+        self.crash: Crash | None = None
+        self.effects = 0
+        self.last_effects: deque[str] = deque(maxlen=LAST_EFFECTS)
+        self.on_death: Callable[[Process], None] = lambda _: None
+        self.failed: asyncio.Future[None] = loop.create_future()
+
+    async def effect(
+        self,
+        process: Process,
+        system: str,
+        name: str,
+        apply: Callable[[], T],
+        lost: Callable[[Loss], Exception],
+        *,
+        subject: object = "",
+        is_write: bool = False,
+    ) -> T:
+        """Do one thing at a remote system for a process, with whatever may go wrong on the way."""
+        if process.is_dead:
+            raise asyncio.CancelledError
+        self.effects += 1
+        number = self.effects
+        if number > MOST_EFFECTS:
+            self.fail(Violation(f"more than {MOST_EFFECTS} effects: a storm"))
+        way = self.faults.way(system, self.loop.time())
+        await asyncio.sleep(way.there_seconds)
+        if process.is_dead:
+            raise asyncio.CancelledError
+        self._die_at(number, Moment.BEFORE, process, f"{system}.{name}({subject})")
+        if way.loss is Loss.REQUEST:
+            self._note(process, number, system, name, subject, "lost")
+            raise lost(way.loss)
+        try:
+            result = apply()
+        except Violation as error:
+            self.fail(error)
+            raise asyncio.CancelledError from error
+        except Exception as error:
+            self._note(process, number, system, name, subject, f"{type(error).__name__}: {error}")
+            raise
+        outcome = "done" if way.loss is Loss.NOTHING else "done, unanswered"
+        self._note(process, number, system, name, subject, outcome)
+        if is_write:
+            self._look()
+        self._die_at(number, Moment.UNANSWERED, process, f"{system}.{name}({subject})")
+        if way.back_seconds:
+            await asyncio.sleep(way.back_seconds)
+        if way.loss is Loss.ANSWER:
+            raise lost(way.loss)
+        if self.crash == Crash(number, Moment.AFTER):
+            self.loop.call_soon(self.kill, process)
+        return result
+
+    def fail(self, error: BaseException) -> None:
+        """End the simulation with an error; the first one counts."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    def surprise(self, what: str) -> None:
+        """End the simulation with something that the code under test had not reckoned with."""
+        self.fail(Violation(f"something nobody foresaw: {what}"))
+
+    def _look(self) -> None:
+        try:
+            self.auditor.look()
+        except Violation as error:
+            self.fail(error)
+            raise asyncio.CancelledError from error
+
+    def kill(self, process: Process) -> None:
+        """Let a process die, as kill -9 does."""
+        if not process.is_dead:
+            self.note(process.name, "dies")
+            process.die()
+            self.on_death(process)
+
+    def note(self, who: str, what: str) -> None:
+        self.last_effects.append(f"{self.loop.time():10.2f}         {who} {what}")
+
+    def stop_run(self, run_id: str) -> None:
+        """Somebody stops a run at W&B, as soon as there is a run."""
+        item = self.wandb.item_of_run[run_id]
+        state = self.vertex.program_state(run_id)
+        if state == "running":
+            item.is_stopped = True
+            self.vertex.stop_program(run_id)
+            self.auditor.asked_to_end(item.item_id)
+            self.note("somebody", f"stops run {run_id} of item {item.item_id}")
+        elif item.item_id in self.auditor.unsettled_items():
+            self.loop.call_later(PATIENCE_SECONDS, self.stop_run, run_id)
+
+    def cancel_launch(self, item_id: str) -> None:
+        """Somebody cancels a launch in Prefect, again until Prefect takes it."""
+        flow_run_id = self.prefect.launches[item_id]
+        if self.prefect.set_state(flow_run_id, Cancelling(), force=False).is_cancelling():
+            self.auditor.asked_to_end(item_id)
+            self.note("somebody", f"cancels the launch of item {item_id}")
+        elif item_id in self.auditor.unsettled_items():
+            self.loop.call_later(PATIENCE_SECONDS, self.cancel_launch, item_id)
+
+    def _die_at(self, number: int, moment: Moment, process: Process, what: str) -> None:
+        if self.crash == Crash(number, moment):
+            self.note(process.name, f"dies at {what}, {moment.value}")
+            process.die()
+            self.on_death(process)
+            raise asyncio.CancelledError
+
+    def _note(self, process: Process, number: int, system: str, name: str, subject: object, how: str) -> None:
+        self.last_effects.append(
+            f"{self.loop.time():10.2f} {number:6d}  {process.name} {system}.{name}({subject}): {how}"
+        )
+
+
+def _spec_of(script: Script) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "entity": "team",
+        "project": RUN_PROJECT,
+        "docker": {"docker_image": "image"},
+        "resource": "gcp-vertex",
+        "overrides": {"args": []},
+    }
+    if script.is_poison:
+        spec["resource_args"] = {"gcp-vertex": {"spec": {"worker_pool_spec": 1}}}
+    return spec

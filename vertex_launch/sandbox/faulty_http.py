@@ -1,0 +1,161 @@
+"""Faults on the wire of an HTTP server of the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vertex_launch.sandbox.faults import WIRE, Fault, Faults, Server, Switch, What
+
+_GARBAGE: Final = b"<html><head><title>502 Bad Gateway</title></head><body>\xff\xfe"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpFace:
+    """How a server is spoken to over HTTP.
+
+    `operations` gives the names that a request goes by, `refusal` status, headers and body of the answer
+    for a fault. `calls` counts those that the server itself never sees.
+    """
+
+    server: Server
+    operations: Callable[[Scope, bytes], frozenset[str]]
+    refusal: Callable[[Fault], tuple[int, dict[str, str], bytes]]
+    calls: Counter[str] = field(default_factory=Counter[str])
+
+
+def faulty_app(app: ASGIApp, face: HttpFace, faults: Faults, cut: Callable[[Scope], None]) -> ASGIApp:
+    """Return an ASGI app that answers as `app` does, but for the faults that are on.
+
+    `cut` ends the connection of a request at once.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not faults.are_on(face.server):
+            await app(scope, receive, send)
+            return
+        body = await _body(receive)
+        operations = face.operations(scope, body)
+        path = scope["path"] + "?" + scope["query_string"].decode("latin-1")
+        about = f"{path} {body.decode('utf-8', errors='replace')}"
+        switch = faults.take(face.server, WIRE, operations, about)
+        call = _Call(app, scope, _replayed(body, receive), send, lambda: cut(scope))
+        if switch is None:
+            await call.carry_out()
+            return
+        if switch.fault.what in {What.ANSWER, What.CUT_BEFORE, What.HANG}:
+            face.calls.update(operations)
+        if switch.fault.what is What.ANSWER:
+            await call.refuse(*face.refusal(switch.fault))
+        else:
+            await _strike(call, switch)
+
+    return answer
+
+
+async def _strike(call: _Call, switch: Switch) -> None:
+    what = switch.fault.what
+    if what is What.CUT_BEFORE:
+        await call.break_off()
+    elif what is What.HANG:
+        await call.wait_for_its_end(switch)
+        await call.break_off()
+    elif what is What.SLOW:
+        await paused(switch)
+        await call.carry_out()
+    elif what is What.CUT_AFTER:
+        await call.answer_of_the_app()
+        await call.break_off()
+    elif what is What.CUT_MIDWAY:
+        await call.begin_to_answer()
+        await call.break_off()
+    else:
+        await call.answer_of_the_app()
+        await call.refuse(200, {"content-type": "text/html"}, _GARBAGE)
+
+
+async def paused(switch: Switch) -> None:
+    """Wait for as long as a fault says, or until it is switched off."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(switch.is_off.wait(), switch.fault.seconds)
+
+
+@dataclass(slots=True)
+class _Call:
+    app: ASGIApp
+    scope: Scope
+    receive: Receive
+    send: Send
+    cut: Callable[[], None]
+
+    async def carry_out(self) -> None:
+        await self.app(self.scope, self.receive, self.send)
+
+    async def refuse(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        headers = {"content-length": str(len(body)), **headers}
+        encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": encoded})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def answer_of_the_app(self) -> list[Message]:
+        """Carry the call out, and return what was to be sent."""
+        messages: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            messages.append(message)
+
+        await self.app(self.scope, self.receive, keep)
+        return messages
+
+    async def begin_to_answer(self) -> None:
+        """Carry the call out, and send the first half of the answer."""
+        start, *rest = await self.answer_of_the_app()
+        body = b"".join(message.get("body", b"") for message in rest)
+        await self.send(start)
+        await self.send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+
+    async def break_off(self) -> None:
+        """Break the connection; returning before it is known to be broken would be an answer."""
+        self.cut()
+        await self._left()
+
+    async def wait_for_its_end(self, switch: Switch) -> None:
+        """Wait until the client gives up or the fault is switched off."""
+        ends = [asyncio.ensure_future(self._left()), asyncio.ensure_future(switch.is_off.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+
+    async def _left(self) -> bool:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        return True
+
+
+async def _body(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body, which has been read already, once more."""
+    left = [body]
+
+    async def receive_again() -> Message:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return receive_again

@@ -1,0 +1,88 @@
+"""Faults in what Vertex AI's answers mean: the jobs that a call is about, as the faults show them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vertex_launch.sandbox.faults import Faults, Switch, What
+from vertex_launch.vertex_types import JobState
+
+_CHANGES: Final = frozenset({What.STATE, What.DELETED})
+_ROWS: Final = frozenset({What.STALE, What.OMITTED, What.DOUBLED})
+
+
+@dataclass(slots=True)
+class Hiding:
+    """How long a new job stays out of the lists: for a number of them, or until a moment of this clock."""
+
+    lists: int
+    until: float
+
+    @classmethod
+    def of(cls, switch: Switch) -> Hiding:
+        """Return what a fault says, counted from now."""
+        fault = switch.fault
+        return cls(fault.lists or 0, time.monotonic() + (fault.seconds or 0.0))
+
+    def counts_down(self) -> bool:
+        """Tell whether a list has to leave the job out, and count that list."""
+        self.lists -= 1
+        return self.lists >= 0 or time.monotonic() < self.until
+
+
+class JobFaults:
+    """What the faults have to say to the job service about its jobs."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+
+    def hiding(self, job: Any) -> Hiding | None:
+        """Return how a job that is created now is kept out of lists, if it is."""
+        switch = self._take("CreateCustomJob", {What.HIDDEN}, job)
+        return None if switch is None else Hiding.of(switch)
+
+    def change(self, operation: str, job: Any) -> Switch | None:
+        """Return the fault that moves or deletes the job that a call is about."""
+        return self._take(operation, _CHANGES, job)
+
+    def state_from_birth(self, job: Any) -> Switch | None:
+        """Return the fault that says what becomes of a job which is created now."""
+        return self._take("CreateCustomJob", {What.STATE}, job)
+
+    def shown(self, job: Any) -> Any:
+        """Return a job as a GET shows it."""
+        return _as_created(job) if self._take("GetCustomJob", {What.STALE}, job) else job
+
+    def rows(self, job: Any) -> list[Any]:
+        """Return the rows that a list shows of a job: mostly one, itself."""
+        switch = self._take("ListCustomJobs", _ROWS, job)
+        if switch is None:
+            return [job]
+        if switch.fault.what is What.STALE:
+            return [_as_created(job)]
+        return [] if switch.fault.what is What.OMITTED else [job, job]
+
+    def drifts(self, parent: str) -> bool:
+        """Tell whether a page that is not the first begins one row late."""
+        return self._asked({What.PAGE_DRIFT}, "ListCustomJobs", parent) is not None
+
+    def _take(self, operation: str, kinds: set[What] | frozenset[What], job: Any) -> Switch | None:
+        if not self._faults.are_on("vertex"):
+            return None
+        return self._asked(kinds, operation, " ".join([job.name, job.display_name, *job.labels.values()]))
+
+    def _asked(self, kinds: set[What] | frozenset[What], operation: str, about: str) -> Switch | None:
+        return self._faults.take("vertex", kinds, {operation}, about)
+
+
+def _as_created(job: Any) -> Any:
+    """Return what a reader saw who read the job when it had just been created."""
+    old = type(job)()
+    old.CopyFrom(job)
+    old.state = JobState.JOB_STATE_QUEUED.value
+    old.update_time.CopyFrom(job.create_time)
+    for name in ("start_time", "end_time", "error"):
+        old.ClearField(name)
+    return old

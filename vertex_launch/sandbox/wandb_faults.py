@@ -1,0 +1,127 @@
+"""Faults in what W&B's answers mean: asked for at each field of a GraphQL document's root."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vertex_launch.sandbox.faults import WIRE, Fault, What
+from vertex_launch.sandbox.wandb_backend import WandbBackend
+from vertex_launch.sandbox.wandb_fields import RawJson, Resolver, View
+from vertex_launch.sandbox.wandb_items import QueueItem, QueueItemState
+
+_MEANING: Final = frozenset(What) - WIRE - {What.DOWN}
+_POP: Final = "popFromRunQueue"
+# Where one field alone can have the fault, whatever operation it stands in.
+_FIELDS: Final[Mapping[What, str]] = {
+    What.SAME_ITEM: _POP,
+    What.LEASE_ENDS: _POP,
+    What.RUN_SPEC: _POP,
+    What.STOP_POLLING: "launchAgent",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RootCall:
+    """A field of the root, in the operation of this name, with its arguments and the request's variables."""
+
+    field: str
+    operation: str
+    values: Mapping[str, Any]
+    variables: Mapping[str, Any]
+
+    @property
+    def about(self) -> str:
+        """The text of all that it says."""
+        return json.dumps([dict(self.values), dict(self.variables)], default=str, ensure_ascii=False)
+
+    def names(self, text: str) -> bool:
+        """Tell whether one of its values is this text."""
+        return any(value == text for value in (*self.values.values(), *self.variables.values()))
+
+
+def resolve_at_root(resolve: Resolver, backend: WandbBackend, call: RootCall) -> Any:
+    """Return what a field answers, with the fault that is on for it."""
+    kinds = {what for what in _MEANING if _FIELDS.get(what, call.field) == call.field}
+    switch = backend.faults.take("wandb", kinds, {call.field, call.operation}, call.about)
+
+    def answer() -> Any:
+        return resolve(None, backend, call.values)
+
+    if switch is None:
+        return answer()
+    return _ACTIONS[switch.fault.what](backend, call, switch.fault, answer)
+
+
+Answer = Callable[[], Any]
+
+
+def _null(_backend: WandbBackend, _call: RootCall, _fault: Fault, _answer: Answer) -> None:
+    return None
+
+
+def _false(_backend: WandbBackend, _call: RootCall, _fault: Fault, _answer: Answer) -> View:
+    return {"success": False, "clientMutationId": None}
+
+
+def _deleted(backend: WandbBackend, call: RootCall, _fault: Fault, answer: Answer) -> Any:
+    """Remove the queue that the call names, or else the item, or else the run, and answer after that."""
+    for queue in backend.queues.all():
+        if call.names(queue.name) or call.names(queue.id):
+            backend.delete_queue(queue)
+            return answer()
+    for item in backend.items.all():
+        if call.names(item.id):
+            backend.items.delete(item)
+            return answer()
+    for run in backend.runs.all():
+        if call.names(run.name) or call.names(run.id):
+            backend.runs.delete(run)
+    return answer()
+
+
+def _same_item(backend: WandbBackend, call: RootCall, _fault: Fault, answer: Answer) -> Any:
+    """Hand out once more the item that this queue handed out last, whatever became of it."""
+    values = call.values
+    queue = backend.queue_in(values["entityName"], values["projectName"], values["queueName"])
+    taken = [item for item in backend.items.of_queue(queue) if item.state != QueueItemState.PENDING]
+    if not taken:
+        return answer()
+    last: QueueItem = max(taken, key=lambda item: item.updated_at)
+    return {"runQueueItemId": last.id, "runSpec": RawJson(backend.items.run_spec_text(last))}
+
+
+def _lease_ends(backend: WandbBackend, _call: RootCall, _fault: Fault, answer: Answer) -> Any:
+    popped = answer()
+    if popped is not None:
+        backend.items.end_lease(popped["runQueueItemId"])
+    return popped
+
+
+def _run_spec(_backend: WandbBackend, _call: RootCall, fault: Fault, answer: Answer) -> Any:
+    popped = answer()
+    if popped is None:
+        return None
+    text = fault.run_spec
+    if text is None:
+        frame = '{"filler": ""}'
+        text = frame.replace('""', '"' + "x" * max(0, (fault.size_bytes or 0) - len(frame)) + '"')
+    return {**popped, "runSpec": RawJson(text)}
+
+
+def _stop_polling(_backend: WandbBackend, _call: RootCall, _fault: Fault, answer: Answer) -> Any:
+    agent = answer()
+    return None if agent is None else {**agent, "stopPolling": True}
+
+
+_ACTIONS: Final[Mapping[What, Callable[[WandbBackend, RootCall, Fault, Answer], Any]]] = {
+    What.NULL: _null,
+    What.FALSE: _false,
+    What.DELETED: _deleted,
+    What.SAME_ITEM: _same_item,
+    What.LEASE_ENDS: _lease_ends,
+    What.RUN_SPEC: _run_spec,
+    What.STOP_POLLING: _stop_polling,
+}
