@@ -48,11 +48,6 @@ class Course:
             return await self._until_settled()
         except Conflict as error:
             return outcome.elsewhere_state(error)
-        except Permanent as error:
-            live.refusal = error
-            await self._assure()
-            await self._take(steps.refuse)
-            return outcome.refused_state(error)
         finally:
             live.job_ended.set()
             session.live.pop(live.item.item_id, None)
@@ -62,13 +57,27 @@ class Course:
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await self._steps()
+                return await self._settled()
             except (Transient, OutcomeUnknown, AuthenticationFailed) as error:
                 # A key or token that is not accepted is the queue's, not this item's: somebody renews it.
                 run_log().warning("Waiting %.0f s before going on: %s", pause_seconds, error)
                 await show(self._session, self._live, "WaitingForService", str(error))
                 await self._pause(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 pause_seconds = min(MAX_PAUSE_SECONDS, pause_seconds * 2)
+
+    async def _settled(self) -> State[Any]:
+        """Take the steps, or tell W&B that the item is refused, until W&B has taken that."""
+        live = self._live
+        if live.refusal is None:
+            try:
+                return await self._steps()
+            except (AuthenticationFailed, Conflict):
+                raise
+            except Permanent as error:
+                live.refusal = error
+        await self._assure()
+        await self._take(steps.refuse)
+        return outcome.refused_state(live.refusal)
 
     async def _pause(self, seconds: float) -> None:
         if await sleep_until(self._live.leave, seconds, self._session.clock):

@@ -242,9 +242,9 @@ class Slots:
         """
         if self._noted is None or self._shared_limits or not self._limit_names:
             return
-        before, self._excess = self._excess, None
         limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
         excess, now = limit.active_slots - await self._noted(), self._clock.monotonic()
+        before, self._excess = self._excess, None
         if excess <= 0:
             return
         since, least = before or (now, excess)

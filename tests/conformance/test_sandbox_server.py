@@ -336,6 +336,8 @@ async def test_the_command_takes_the_time_of_a_lease_and_logs_requests(
     async with WandbQueue(endpoint, entity="sandbox", queue="q") as queue:
         popped = [await queue.pop(None) for _ in range(2)]
     assert [each.item_id for each in popped if each] == [item, item], "it is back before the second pop"
+    # A request is logged once it is answered, which may be after its client has the answer.
+    assert up.end(signal.SIGTERM) == (0, "")
     assert [json.loads(line)["operation"] for line in log.read_text().splitlines()] == ["popFromRunQueue"] * 2
 
 

@@ -27,8 +27,9 @@ from vertex_launch.errors import LaunchError
 SETTLE_SECONDS = 4 * 3600.0
 # How long a lease of a process that is gone may last.
 LEASES_END_SECONDS = 330.0
-# How long it takes until slots are found that a restarted server counts and nobody holds.
-MENDING_SECONDS = 1200.0
+# How long it takes until slots are found that a restarted server counts and nobody holds: an agent looks
+# for a quarter of an hour, and may hand over in between.
+MENDING_SECONDS = 2700.0
 _LOGGERS = ("flows", "vertex_launch", "prefect.vertex_launch")
 
 

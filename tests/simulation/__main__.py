@@ -1,0 +1,70 @@
+"""`make simulate`: a death at every effect of every script, then seeds by the thousand, on all cores."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+from tests.simulation.auditor import Violation
+from tests.simulation.exhaustive import die_everywhere
+from tests.simulation.scripts import SCRIPTS
+from tests.simulation.simulate import Result, simulate
+
+MOST_SHOWN = 5
+
+
+def tried(work: Callable[[], list[Result]]) -> tuple[list[Result], str | None]:
+    """The results, or what was violated."""
+    try:
+        return work(), None
+    except Violation as error:
+        return [], str(error)
+
+
+def one_script(name: str) -> tuple[list[Result], str | None]:
+    return tried(lambda: die_everywhere(SCRIPTS[name]))
+
+
+def one_seed(items: int, seed: int) -> tuple[list[Result], str | None]:
+    return tried(lambda: [simulate(seed, items)])
+
+
+def main(seeds: int, first: int, items: int) -> int:
+    started, failures, sums, deaths = time.monotonic(), [], Counter[str](), 0
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for results, violation in pool.map(one_script, SCRIPTS):
+            deaths += len(results)
+            failures += [violation] if violation else []
+        print(
+            f"{deaths} single deaths in {len(SCRIPTS)} scripts, {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
+        for results, violation in pool.map(
+            partial(one_seed, items), range(first, first + seeds), chunksize=10
+        ):
+            failures += [violation] if violation else []
+            for result in results:
+                sums.update(
+                    items=result.items, effects=result.effects, jobs=result.jobs, deaths=result.deaths,
+                    duplicates=result.duplicates,
+                )  # fmt: skip
+    for violation in failures[:MOST_SHOWN]:
+        print(violation, file=sys.stderr)
+    figures = ", ".join(f"{count:,} {name}" for name, count in sums.items())
+    print(f"{seeds} seeds: {figures}, {time.monotonic() - started:.0f} s, {len(failures)} violations")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--items", type=int, default=20)
+    options = parser.parse_args()
+    sys.exit(main(options.seeds, options.first, options.items))

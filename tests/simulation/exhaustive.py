@@ -1,0 +1,21 @@
+"""One death at every effect of a script: before it, after it but before its answer, and after that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tests.simulation.scripts import Script
+from tests.simulation.simulate import Result, play
+from tests.simulation.world import Crash, Moment
+
+
+def deaths(script: Sequence[Script]) -> Iterator[Crash]:
+    """Every way in which an agent can die on a script, that it plays once undisturbed to count its effects."""
+    for effect in range(1, play(script).effects + 1):
+        for moment in Moment:
+            yield Crash(effect, moment)
+
+
+def die_everywhere(script: Sequence[Script]) -> list[Result]:
+    """Play a script with each death. Raises Violation for the first that breaks an invariant."""
+    return [play(script, crash=crash) for crash in deaths(script)]
