@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: bench fuzz blocks demo test lint lock clean
+.PHONY: bench fuzz simulate chaos soak blocks demo test lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements/dev.txt pyproject.toml
@@ -23,6 +23,15 @@ test: $(STAMP)  ## the test suite, on two cores
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
 	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_edges_fuzz.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
+
+simulate: $(STAMP)  ## the agent in virtual time: every death in every script, 2,000 seeds of 20 items; minutes
+	@$(BIN)/python -m tests.simulation $(SIMULATE_ARGS)
+
+chaos: $(STAMP)  ## 200 kills of agents, sandbox and Prefect server; about a quarter of an hour
+	@$(BIN)/python -m tests.chaos.chaos $(CHAOS_ARGS)
+
+soak: $(STAMP)  ## 2,000 items while a twentieth of all calls goes wrong; about 20 minutes
+	@$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)
 
 bench: $(STAMP)  ## what it costs: latency, CPU, memory and calls on the sandbox; a quarter of an hour
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)

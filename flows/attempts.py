@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from flows.live_launch import LiveLaunch, Prepared
 from flows.run_log import run_log
 from flows.session import LaunchSession
+from vertex_launch.clock import sleep_until
 from vertex_launch.diagnosis import Category, Diagnosis, diagnose
 from vertex_launch.errors import LaunchError, OutcomeUnknown, OverQuota, PermissionDenied, Transient
 from vertex_launch.lifecycle import (
@@ -38,6 +39,9 @@ from vertex_launch.second_chances import (
 
 # Vertex AI's LIST may lag behind a create whose answer was lost.
 LOOK_AGAIN_SECONDS = (2.0, 8.0)
+# After this nobody reckons any more with a job that no list has shown: it is what Vertex AI's create and
+# LIST may take together, with room to spare.
+LAST_LOOKS_SECONDS = (2.0, 8.0, 30.0, 60.0)
 # What was listed longer ago than this is listed again before a job is created.
 STALE_SECONDS = 5.0
 
@@ -62,7 +66,7 @@ def render_attempt(session: LaunchSession, live: LiveLaunch) -> Rendering:
             base_url=endpoint.base_url,
             api_key=live.api_key or endpoint.api_key,
             project=block.project,
-            location=_location(session, prepared, live.attempt.plan),
+            location=live.locations[live.attempt.plan],
             attempt=live.attempt.number,
             macros=block.macros(),
             job_entry_point=prepared.image.entry_point,
@@ -81,34 +85,49 @@ async def find(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
     None means that a job is to be created, for `live.attempt`. Of two live jobs the one too many is
     cancelled.
     """
-    while True:
-        jobs = await _jobs(session, live)
-        match _decision(session, live, jobs):
-            case Wait(job=job):
-                earlier = [other for other in jobs if other.attempt < job.attempt]
-                _stand_at(session, live, _ended(earlier))
-                return job
-            case Report():
-                *earlier, last = _ended(jobs)
-                if (following := _following(session, live, [*earlier, last])) is None:
-                    _stand_at(session, live, earlier)
-                    return last
-                live.begin(following, (*earlier, last))
-                return None
-            case Cancel(job=job, reason=reason):
-                run_log().error("Cancelling %s: %s", job.name, reason)
-                await (await session.regions.of(job.name)).jobs.cancel(job.name)
-                await session.clock.sleep(LOOK_AGAIN_SECONDS[0])
-            case Submit():
-                live.begin(Attempt(number=1, plan=0), ())
-                return None
-            case decision:
-                raise LaunchError(f"item {live.item.item_id}: nothing can be done for {decision}")
+    decision, jobs = await _look(session, live)
+    match decision:
+        case Wait(job=job):
+            _stand_before(session, live, job, jobs)
+            return job
+        case Report():
+            *earlier, last = _ended(jobs)
+            if (following := _following(session, live, [*earlier, last])) is None:
+                _stand_at(session, live, earlier)
+                return last
+            live.begin(following, (*earlier, last))
+            return None
+        case Submit():
+            live.begin(Attempt(number=1, plan=0), ())
+            return None
+        case _:
+            raise LaunchError(f"item {live.item.item_id}: nothing can be done for {decision}")
 
 
-async def find_later(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+async def find_last_word(session: LaunchSession, live: LiveLaunch) -> JobRecord:
+    """Return the job that speaks for the current attempt, whose job has ended.
+
+    It is another one if a duplicate has come to light meanwhile: one that is under way still, or the
+    one that was there first. Of two live jobs the one too many is cancelled. A job that has ended soon
+    after another create of its attempt got no answer is asked about once that one would be listed.
+    """
+    if live.may_have_twin and live.job is not None and live.job.create_time is not None:
+        age = session.clock.now() - live.job.create_time
+        await sleep_until(live.leave, sum(LAST_LOOKS_SECONDS) - age.total_seconds(), session.clock)
+    decision, jobs = await _look(session, live)
+    if isinstance(decision, Wait):
+        _stand_before(session, live, decision.job, jobs)
+        return decision.job
+    *earlier, last = _ended(jobs)
+    _stand_at(session, live, earlier)
+    return last
+
+
+async def find_later(
+    session: LaunchSession, live: LiveLaunch, pauses: Sequence[float] = LOOK_AGAIN_SECONDS
+) -> JobRecord | None:
     """Return the launch's job if it turns up a little later: nobody knows yet whether there is one."""
-    for pause_seconds in LOOK_AGAIN_SECONDS:
+    for pause_seconds in pauses:
         await session.clock.sleep(pause_seconds)
         if job := await _look_again(session, live):
             return job
@@ -123,7 +142,8 @@ async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
     """
     while True:
         try:
-            return await _create(session, live, render_attempt(session, live))
+            if job := await _create(session, live):
+                return job
         except OverQuota as error:
             plan = live.attempt.plan + 1
             if not error.is_capacity or plan >= live.plans:
@@ -150,27 +170,51 @@ def diagnose_attempt(session: LaunchSession, live: LiveLaunch, job: JobRecord) -
     return diagnose(job, stop=stop)
 
 
-async def _create(session: LaunchSession, live: LiveLaunch, rendering: Rendering) -> JobRecord:
+async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+    """Return the job of the current attempt; None if the attempt has become another one meanwhile."""
+    attempt, rendering = live.attempt, render_attempt(session, live)
     location = rendering.parent.rsplit("/", 1)[-1]
     region = await session.regions.at(location)
     asked = session.clock.monotonic()
     if not await session.may_submit(live, location):
         raise OverQuota(f"{rendering.parent}: the turn of this job had not come yet", is_capacity=False)
-    if session.clock.monotonic() - asked > STALE_SECONDS and (job := await _look_again(session, live)):
-        return job
+    if session.clock.monotonic() - asked > STALE_SECONDS:
+        if job := await _look_again(session, live):
+            return job
+        if live.attempt != attempt:
+            return None
     try:
         # Dying here is why the label is looked for first: the job is found by the next try.
-        return await region.jobs.create(rendering.job, timeout_seconds=rendering.create_timeout_seconds)
+        job = await region.jobs.create(rendering.job, timeout_seconds=rendering.create_timeout_seconds)
     except OutcomeUnknown:
+        live.may_have_job = True
         if job := await find_later(session, live):
             return job
         raise
+    live.may_have_twin = live.may_have_job
+    return job
+
+
+async def _look(session: LaunchSession, live: LiveLaunch) -> tuple[object, tuple[JobRecord, ...]]:
+    """Return what is to be done, and the launch's jobs, once there is none too many."""
+    while True:
+        jobs = await _jobs(session, live)
+        decision = _decision(session, live, jobs)
+        if not isinstance(decision, Cancel):
+            return decision, jobs
+        run_log().error("Cancelling %s: %s", decision.job.name, decision.reason)
+        await (await session.regions.of(decision.job.name)).jobs.cancel(decision.job.name)
+        await session.clock.sleep(LOOK_AGAIN_SECONDS[0])
 
 
 async def _look_again(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
-    """Return the job that has turned up meanwhile; if there is none the attempt stays what it is."""
+    """Return the job that has turned up meanwhile; if there is none the attempt keeps its plan.
+
+    A job of this attempt may have ended already by the time it turns up: then the attempt is the next one.
+    """
     attempt = live.attempt
-    if (job := await find(session, live)) is None:
+    job = await find(session, live)
+    if job is None and live.attempt.number == attempt.number:
         live.attempt = attempt
     return job
 
@@ -180,10 +224,8 @@ async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ..
 
     A list that lags must neither hide an attempt nor bring one back that has ended.
     """
-    prepared = _prepared(live)
-    locations = [_location(session, prepared, plan) for plan in range(live.plans)]
     try:
-        listed = await session.regions.jobs_of(live.item.item_id, locations)
+        listed = await session.regions.jobs_of(live.item.item_id, live.locations)
     except PermissionDenied as error:
         # Who may not even look has a problem with the queue and not with this item.
         raise Transient(str(error)) from error
@@ -214,6 +256,12 @@ def _following(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobReco
     return next_attempt(_categories(session, live, ended), _policy(session, live))
 
 
+def _stand_before(
+    session: LaunchSession, live: LiveLaunch, job: JobRecord, jobs: Iterable[JobRecord]
+) -> None:
+    _stand_at(session, live, _ended(other for other in jobs if other.attempt < job.attempt))
+
+
 def _stand_at(session: LaunchSession, live: LiveLaunch, earlier: Sequence[JobRecord]) -> None:
     """Take the place in the row of attempts that comes after these."""
     stop = live.stop
@@ -234,10 +282,6 @@ def _age(job: JobRecord) -> tuple[float, int, str]:
 
 def _policy(session: LaunchSession, live: LiveLaunch) -> Policy:
     return Policy(max_relaunches=session.block.max_relaunches, plans=live.plans)
-
-
-def _location(session: LaunchSession, prepared: Prepared, plan: int) -> str:
-    return prepared.config.location_of(plan) or session.block.location
 
 
 def _prepared(live: LiveLaunch) -> Prepared:

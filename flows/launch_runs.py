@@ -13,7 +13,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import FlowRunCreate
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Pending, to_state_create
+from prefect.states import Pending, Running, to_state_create
 
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
@@ -28,6 +28,8 @@ from vertex_launch.errors import Problem
 # its job may run on, and its slot must not end before.
 CRASH_PAUSE_SECONDS = 60.0
 CONFIRM_SECONDS = 1.0
+# What was read longer ago than this is read again before it is acted on.
+FRESH_SECONDS = 2.0
 MAX_CRASH_PAUSE_SECONDS = 120.0
 MAX_QUOTED_CHARACTERS = 500
 
@@ -57,6 +59,7 @@ class LaunchRuns:
         self._owner_id = owner_id
         self._clock = clock
         self._flow_id: UUID | None = None
+        self._looked = clock.monotonic()
         self._colleagues = Colleagues(client, clock=clock)
         # What other agents carried at the last look for orphans.
         self.others: list[FlowRun] = []
@@ -128,6 +131,7 @@ class LaunchRuns:
         `live` are the flow runs this agent carries itself. A launch whose agent still runs is that
         agent's; one that a worker started by itself has no agent, and is nobody's once it has crashed.
         """
+        self._looked = self._clock.monotonic()
         flow_runs = await self._read_unfinished()
         candidates = [
             run
@@ -148,16 +152,26 @@ class LaunchRuns:
         """Make this agent the owner of orphans and ready them to run again; return those it has got.
 
         Two agents may want the same ones: each writes its name, and a moment later has those that still
-        bear it.
+        bear it. One that another agent has got since they were looked for is left to it.
         """
-        for orphan in orphans:
+        wanted = [orphan for orphan in orphans if await self._is_orphaned_still(orphan)]
+        for orphan in wanted:
             # Dying after this line leaves an orphan of ours, found again like any other.
             await self._own(orphan)
-        if orphans:
+        if wanted:
             await self._clock.sleep(CONFIRM_SECONDS)
-        runs = await read_flow_runs(self._client, {orphan.id for orphan in orphans})
+        runs = await read_flow_runs(self._client, {orphan.id for orphan in wanted})
         own = {run.id: run for run in runs if owner_of(run.tags) == self._owner_id and not _is_settled(run)}
-        return [await self._ready(own[orphan.id]) for orphan in orphans if orphan.id in own]
+        return [await self._ready(own[orphan.id]) for orphan in wanted if orphan.id in own]
+
+    async def _is_orphaned_still(self, orphan: FlowRun) -> bool:
+        """Whether nobody has taken an orphan since it was found; no if that cannot be known quickly."""
+        if self._clock.monotonic() - self._looked <= FRESH_SECONDS:
+            return True
+        looked = self._clock.monotonic()
+        run = await self._client.read_flow_run(orphan.id)
+        is_fresh = self._clock.monotonic() - looked <= FRESH_SECONDS
+        return is_fresh and owner_of(run.tags) == owner_of(orphan.tags) and not _is_settled(run)
 
     async def lost(self, flow_run_ids: set[UUID]) -> set[UUID]:
         """Return those of this agent's launches that are not its own any more, or have ended."""
@@ -178,6 +192,9 @@ class LaunchRuns:
         await self._client.update_flow_run(flow_run.id, tags=[*tags, owner_tag(self._owner_id)])
 
     async def _ready(self, flow_run: FlowRun) -> FlowRun:
+        if flow_run.state is not None and flow_run.state.is_running():
+            # It goes on from there. Were its state replaced, a cancel of this moment would go with it.
+            return await self._client.read_flow_run(flow_run.id)
         if flow_run.state is not None and flow_run.state.is_cancelling():
             # The state goes with the next line, and what somebody wants must outlive this process.
             tags = [*flow_run.tags, CANCEL_TAG]
@@ -189,16 +206,16 @@ class LaunchRuns:
         return await self._client.read_flow_run(flow_run.id)
 
     async def hand_over(self, flow_run_id: UUID) -> None:
-        """Leave a launch whose job is still under way to the next agent; a cancelled one as it is."""
-        state = (await self._client.read_flow_run(flow_run_id)).state
-        if state is not None and state.is_cancelling():
-            return
+        """Leave a launch whose job is still under way to the next agent; a cancelled one as it is.
+
+        It is called Running, as Prefect lets no other state follow unforced, and one that is forced
+        would undo a cancel of this moment.
+        """
         await self._client.set_flow_run_state(
             flow_run_id,
-            Pending(
+            Running(
                 name="AwaitingAdoption", message="Its agent stopped; the next one goes on. The job runs on."
             ),
-            force=True,
         )
 
     async def _read_unfinished(self) -> list[FlowRun]:

@@ -40,8 +40,10 @@ class LiveLaunch:
         attempt: The attempt that is under way: its number, and which of the queue's plans it follows.
         ended: The jobs of the attempts before it, oldest first.
         plans: How many plans there are: the configuration as written, and its fallbacks.
+        locations: The regions that its jobs may be in, one for each plan.
         job: The current attempt's job as it was last seen.
         may_have_job: Whether another process may have created a job that no list shows yet.
+        may_have_twin: Whether the current job was created although another one might have been there.
         refusal: Why the item cannot be launched.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
@@ -59,8 +61,10 @@ class LiveLaunch:
     attempt: Attempt = Attempt(number=1, plan=0)  # noqa: RUF009 - frozen
     ended: tuple[JobRecord, ...] = ()
     plans: int = 1
+    locations: tuple[str, ...] = ()
     job: JobRecord | None = None
     may_have_job: bool = False
+    may_have_twin: bool = False
     refusal: Permanent | None = None
     run_showed_up: bool = True
     stop: StopRequest | None = None

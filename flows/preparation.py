@@ -22,6 +22,7 @@ async def prepare(session: LaunchSession, live: LiveLaunch) -> Prepared:
     spec = parse_run_spec(live.item.payload, item_id=live.item.item_id)
     config = _config(session, spec)
     live.plans = 1 + len(config.launch.fallbacks)
+    live.locations = tuple(config.location_of(plan) or session.block.location for plan in range(live.plans))
     live.prepared = Prepared(spec, config, await _image(session, live, spec))
     return live.prepared
 

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from flows.background import in_background
 from flows.launch_engine import start_launch
-from flows.launch_runs import LaunchRuns
+from flows.launch_runs import FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
@@ -195,9 +195,10 @@ class QueueServer:
             await self._clock.sleep(ADOPTION_SECONDS)
             await self.try_to_adopt()
             try:
+                await self.let_go_of_others()
                 await self._slots.mend()
             except httpx.HTTPError as error:
-                logger.warning("Prefect could not be asked for the slots it counts: %s", error)
+                logger.warning("Prefect could not be asked for launches and slots: %s", error)
 
     async def hand_over(self) -> None:
         """Leave every launch whose job is under way to the next agent; jobs are not touched."""
@@ -330,12 +331,18 @@ class QueueServer:
         for flow_run in await self._runs.adopt(wanted):
             item = items[flow_run.id]
             live = self._live(item, flow_run)
+            slot = None
+            if not item.is_scheduler:
+                slot = await self._slots.take_over(lease_of(flow_run.labels), flow_run.id)
+            if self._clock.monotonic() - looked > FRESH_SECONDS and await self._runs.lost({flow_run.id}):
+                if slot is not None:
+                    self._slots.forget(slot)
+                continue
             logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)
             self.tally.adopted += 1
-            if item.is_scheduler:
+            if slot is None:
                 self._carry_scheduler(flow_run, live)
             else:
-                slot = await self._slots.take_over(lease_of(flow_run.labels), flow_run.id)
                 carry = self._carry if slot.is_held else self._carry_waiting
                 carry(flow_run, live, self._slots, slot)
 

@@ -225,12 +225,12 @@ class Slots:
         """
         for slot in [slot for slot in self._slots if self._may_have_ended(slot)]:
             await self._renew(slot)
-        for slot in self.owed:
-            is_taken = await self._acquire(slot)
+        # A launch that notes a lease which is gone would be taken for one that has a slot.
+        for slot in [*self._slots]:
             await self._note(slot)
-            if not is_taken:
+        for slot in self.owed:
+            if not await self._acquire(slot):
                 return False
-        for slot in self._slots:
             await self._note(slot)
         return True
 

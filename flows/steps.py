@@ -58,22 +58,30 @@ async def submit(session: LaunchSession, live: LiveLaunch) -> str:
     it will not have the job.
     """
     quota = waiting.QuotaWait(session, live)
+    has_looked_later = False
     while True:
         live.job = await attempts.find(session, live)
-        if live.job is None and live.may_have_job:
+        if live.job is None and live.may_have_job and not has_looked_later:
             live.job = await attempts.find_later(session, live)
-            live.may_have_job = False
+            has_looked_later = True
         if live.job is None and not await preparation.may_start(session, live):
-            return ""
+            return await _last_look(session, live)
         try:
             live.job = live.job or await attempts.create(session, live)
         except OverQuota as error:
             if await quota.again(error):
                 continue
-            return ""
+            return await _last_look(session, live)
         # A thousand launches wait at once: what the job was made of is made again should it be needed.
         live.prepared = None
         return live.job.name
+
+
+async def _last_look(session: LaunchSession, live: LiveLaunch) -> str:
+    """Return the name of a job that turns up after all once no other is to be created, or none."""
+    if live.may_have_job and not live.leave.is_set():
+        live.job = await attempts.find_later(session, live, attempts.LAST_LOOKS_SECONDS)
+    return live.job.name if live.job is not None else ""
 
 
 async def find_running_job(session: LaunchSession, live: LiveLaunch) -> str:
@@ -90,19 +98,27 @@ async def find_running_job(session: LaunchSession, live: LiveLaunch) -> str:
 
 async def wait(session: LaunchSession, live: LiveLaunch) -> str:
     """Wait until the job has ended, or this process hands it over; return the state's name."""
-    assert live.job is not None
-    if live.job.is_terminal:
-        return live.job.launch_state.value
-    region = await session.regions.of(live.job.name)
-    watch = asyncio.create_task(region.watcher.wait(live.job.name, waiting.on_change(session, live)))
+    while True:
+        assert live.job is not None
+        if not live.job.is_terminal and not await _watch(session, live, live.job):
+            return "handed over"
+        if live.item.job_name is None:
+            live.job = await attempts.find_last_word(session, live)
+        if live.job.is_terminal:
+            return live.job.launch_state.value
+
+
+async def _watch(session: LaunchSession, live: LiveLaunch, job: JobRecord) -> bool:
+    """Watch the launch's job until it has ended; False if the launch is handed over before."""
+    region = await session.regions.of(job.name)
+    watch = asyncio.create_task(region.watcher.wait(job.name, waiting.on_change(session, live)))
     leaving = asyncio.create_task(live.leave.wait())
     beside = [asyncio.ensure_future(duty()) for duty in waiting.duties(session, live)]
     try:
         await asyncio.wait({watch, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if watch.done():
             live.job = watch.result()
-            return live.job.launch_state.value
-        return "handed over"
+        return watch.done()
     finally:
         for waiter in (watch, leaving, *beside):
             waiter.cancel()

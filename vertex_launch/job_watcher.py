@@ -8,19 +8,24 @@ No job delays another. A GET is a task of its own, so that one without an answer
 job; what a launch does about a change runs in the task that waits. When many jobs leave the list at
 once, or the list is wrong, the GETs are few at a time, who has stood longest in line first, and the
 budget of the project and region bounds them (call_budget.py).
+
+A list also shows what nobody may have seen before: a second live job of an item that is waited for here,
+whose create was given up for lost. The one too many is cancelled, on each pass until it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from vertex_launch.clock import Clock, SystemClock, sleep_until
 from vertex_launch.errors import LaunchError, NotFound
-from vertex_launch.lifecycle import STATE_OF_JOB, TERMINAL, JobRecord, LaunchState, advance
+from vertex_launch.labels import ITEM_LABEL
+from vertex_launch.lifecycle import STATE_OF_JOB, TERMINAL, JobRecord, LaunchState, advance, surplus
 from vertex_launch.vertex_jobs import VertexJobs
 
 logger = logging.getLogger(__name__)
@@ -66,6 +71,7 @@ class JobWatcher:
         # Jobs that are not in the list, in the order in which they are to be read one by one.
         self._missing: dict[str, None] = {}
         self._looks: dict[str, asyncio.Task[None]] = {}
+        self._cancels: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
 
     @property
@@ -119,10 +125,10 @@ class JobWatcher:
                 self._wake.clear()
         finally:
             self._missing.clear()
-            looks = list(self._looks.values())
-            for look in looks:
-                look.cancel()
-            await asyncio.gather(*looks, return_exceptions=True)
+            under_way = [*self._looks.values(), *self._cancels.values()]
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _pass(self) -> None:
         # Who comes while the list is read may not be in it.
@@ -137,6 +143,30 @@ class JobWatcher:
             elif key in self._watches and key not in self._looks:
                 self._missing.setdefault(key)
         self._start_looks()
+        self._cancel_duplicates(listed)
+
+    def _cancel_duplicates(self, listed: Iterable[JobRecord]) -> None:
+        """Cancel the job too many of each item with a job that is waited for here."""
+        jobs_of_item: defaultdict[str, list[JobRecord]] = defaultdict(list)
+        for job in listed:
+            if item := job.labels.get(ITEM_LABEL):
+                jobs_of_item[item].append(job)
+        for jobs in jobs_of_item.values():
+            if not any(_key(job.name) in self._watches for job in jobs):
+                continue
+            if (too_many := surplus(jobs)) and too_many.job.name not in self._cancels:
+                name = too_many.job.name
+                logger.error("Cancelling %s: %s", name, too_many.reason)
+                self._cancels[name] = asyncio.create_task(self._cancel(name), name=f"cancel {name}")
+                self._cancels[name].add_done_callback(lambda _, name=name: self._cancels.pop(name))
+
+    async def _cancel(self, name: str) -> None:
+        try:
+            await self.jobs.cancel(name)
+        except NotFound:
+            pass  # it is gone already
+        except LaunchError as error:
+            logger.warning("%s could not be cancelled yet: %s", name, error)
 
     def _start_looks(self) -> None:
         """Read the next missing jobs; the others stay in line until a look ends or a pass comes."""

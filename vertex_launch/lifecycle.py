@@ -14,7 +14,7 @@ member, because the text of `JobState` is a number on Python ≥ 3.11.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -251,8 +251,8 @@ def decide(observed: Observed, desired: Desired, now: datetime) -> Decision:
     live = sorted((job for job in observed.jobs if not job.is_terminal), key=_age)
     left_over = [job for job in live if job.attempt < attempt]
     current = [job for job in live if job.attempt == attempt]
-    if surplus := _surplus(left_over, current, attempt):
-        return surplus
+    if too_many := surplus(live, attempt):
+        return too_many
     if current:
         return _stop_or_wait(current[0], desired.stop, now)
     if ended := [job for job in observed.jobs if job.attempt == attempt]:
@@ -262,8 +262,15 @@ def decide(observed: Observed, desired: Desired, now: datetime) -> Decision:
     return _start(observed.item_state, desired.stop)
 
 
-def _surplus(left_over: list[JobRecord], current: list[JobRecord], attempt: int) -> Cancel | None:
-    """Return the cancelling of the youngest job too many, of older attempts first."""
+def surplus(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
+    """Return the cancelling of the youngest job too many, of older attempts first; None if there is none.
+
+    `jobs` are those of one item, `attempt` is the newest one that is desired.
+    """
+    live = sorted((job for job in jobs if not job.is_terminal), key=_age)
+    attempt = max(attempt, *(job.attempt for job in live), 1)
+    left_over = [job for job in live if job.attempt < attempt]
+    current = [job for job in live if job.attempt == attempt]
     for job in reversed(left_over):
         if job.launch_state is not LaunchState.CANCELLING:
             return Cancel(job, f"it is left over from attempt {job.attempt}; this is attempt {attempt}")

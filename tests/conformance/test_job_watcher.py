@@ -62,7 +62,7 @@ async def let_others_run() -> None:
 
 
 def looks() -> list[asyncio.Task[Any]]:
-    return [task for task in asyncio.all_tasks() if task.get_name().startswith("look at job")]
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith(("look at job", "cancel "))]
 
 
 class Scene:
@@ -168,6 +168,39 @@ async def test_nothing_is_asked_while_nobody_waits(scene):
     scene.watcher.wake()
     await let_others_run()
     assert scene.jobs.calls.total() == 0
+
+
+async def test_a_second_job_of_an_item_is_cancelled_on_the_pass_that_shows_it(scene):
+    labels, second = {"launch-item": "i", "launch-queue": "q"}, datetime(2026, 1, 1, 0, 0, 5, tzinfo=UTC)
+    younger = scene.vertex.add(2, RUNNING, labels=labels, create_time=second)
+    waiting = scene.wait(younger)
+    await scene.step()
+    assert scene.vertex.calls["CancelCustomJob"] == 0
+    older = scene.vertex.add(1, RUNNING, labels=labels, create_time=datetime(2026, 1, 1, tzinfo=UTC))
+    scene.vertex.faults["CancelCustomJob"] = failing(grpc.StatusCode.UNAVAILABLE, "not now", times=10)
+    for _ in range(3):
+        await scene.step()
+    asked = scene.vertex.calls["CancelCustomJob"]
+    assert asked > 10, "it is asked again on each pass until the cancel is taken"
+    scene.vertex.jobs[younger].state = JobState.JOB_STATE_CANCELLING
+    await scene.step()
+    await scene.step()
+    assert scene.vertex.calls["CancelCustomJob"] == asked, "a job that is being cancelled is left alone"
+    cancelled = [request.name for request in scene.vertex.requests if "Cancel" in type(request).__name__]
+    assert set(cancelled) == {younger}
+    assert scene.vertex.jobs[older].state == RUNNING
+    waiting.cancel()
+
+
+async def test_jobs_that_nobody_waits_for_here_are_not_cancelled(scene):
+    waiting = scene.wait(scene.vertex.add(3, RUNNING, labels={"launch-item": "ours"}))
+    for number in (1, 2):
+        scene.vertex.add(number, RUNNING, labels={"launch-item": "another agent's"})
+        scene.vertex.add(number + 10, RUNNING)
+    await scene.step()
+    await scene.step()
+    assert scene.vertex.calls["CancelCustomJob"] == 0
+    waiting.cancel()
 
 
 @pytest.mark.parametrize("method", ["ListCustomJobs", "GetCustomJob"])

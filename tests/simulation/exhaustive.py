@@ -9,13 +9,13 @@ from tests.simulation.simulate import Result, play
 from tests.simulation.world import Crash, Moment
 
 
-def deaths(script: Sequence[Script]) -> Iterator[Crash]:
-    """Every way in which an agent can die on a script, that it plays once undisturbed to count its effects."""
-    for effect in range(1, play(script).effects + 1):
+def deaths(script: Sequence[Script], lag_seconds: float = 0.0) -> Iterator[Crash]:
+    """Every way in which an agent can die on a script, played once undisturbed to count its effects."""
+    for effect in range(1, play(script, lag_seconds=lag_seconds).effects + 1):
         for moment in Moment:
             yield Crash(effect, moment)
 
 
-def die_everywhere(script: Sequence[Script]) -> list[Result]:
+def die_everywhere(script: Sequence[Script], lag_seconds: float = 0.0) -> list[Result]:
     """Play a script with each death. Raises Violation for the first that breaks an invariant."""
-    return [play(script, crash=crash) for crash in deaths(script)]
+    return [play(script, crash=crash, lag_seconds=lag_seconds) for crash in deaths(script, lag_seconds)]

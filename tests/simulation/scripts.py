@@ -61,7 +61,7 @@ def draw(random: Random) -> Script:
          "console"],
         [40, 10, 12, 5, 7, 7, 6, 5, 3, 3],
     )[0]  # fmt: skip
-    times = {"pending_seconds": random.uniform(0, 60), "run_seconds": random.uniform(1, 300)}
+    times = {"pending_seconds": random.uniform(0, 60), "run_seconds": random.uniform(1, 150)}
     match kind:
         case "failure":
             return Script(ends=(End.FAILURE,), **times)

@@ -23,6 +23,8 @@ from tests.simulation.virtual_time import VirtualLoop
 from tests.simulation.world import Crash, World
 from vertex_launch.errors import LaunchError
 
+# How long things go wrong, in virtual seconds.
+HORIZONS_SECONDS = (300.0, 800.0, 1600.0)
 # When every item has to have ended after the last fault, in virtual seconds.
 SETTLE_SECONDS = 4 * 3600.0
 # How long a lease of a process that is gone may last.
@@ -55,7 +57,7 @@ def _block(max_jobs: int) -> Any:
 def simulate(seed: int, items: int = 20) -> Result:
     """Simulate items with faults drawn from a seed. Raises Violation with the last effects."""
     random = Random(seed)
-    until = random.choice([600.0, 1200.0, 2400.0])
+    until = random.choice(HORIZONS_SECONDS)
     faults = draw_faults(random, until)
     max_jobs = random.choice([1, 2, 4, 8, 20])
     restarts = sorted(random.uniform(0, until) for _ in range(random.choice([0, 0, 0, 1, 2])))
@@ -92,17 +94,23 @@ def simulate(seed: int, items: int = 20) -> Result:
 
 
 def play(
-    script: Sequence[scripts.Script], *, crash: Crash | None = None, shape: Shape | None = None, seed: int = 0
+    script: Sequence[scripts.Script],
+    *,
+    crash: Crash | None = None,
+    lag_seconds: float = 0.0,
+    shape: Shape | None = None,
+    seed: int = 0,
 ) -> Result:
-    """Play a script without any fault but the death of an agent at one effect."""
+    """Play a script without any fault but the death of an agent at one effect, and lists that lag."""
 
     def prepare(world: World) -> None:
         world.crash = crash
+        world.vertex.lag_seconds = lambda: lag_seconds
         for one in script:
             world.wandb.push(one)
 
     shape = shape or Shape(start_seconds=(5.0, 5.0))
-    name = f"play({script!r}, crash={crash!r})"
+    name = f"play({script!r}, crash={crash!r}, lag_seconds={lag_seconds!r})"
     return _run(name, seed, Faults(Random(seed)), shape, 2, prepare, len(script))
 
 
@@ -157,7 +165,8 @@ async def _play_out(world: World, deployment: Deployment, items: int, linger_sec
         if world.loop.time() < world.faults.until or len(world.wandb.items) < items or unsettled:
             return False
         settled_at = settled_at or world.loop.time()
-        return world.loop.time() >= settled_at + linger_seconds
+        is_mended = not any(limit.active_slots for limit in world.prefect.limits.values())
+        return is_mended or world.loop.time() >= settled_at + linger_seconds
 
     async def all_of_it() -> None:
         await deployment.run(is_over)

@@ -9,12 +9,23 @@ from tests.simulation.scripts import SCRIPTS
 from tests.simulation.simulate import play, simulate
 
 SEEDS = 12
+# Longer than it takes until a dead agent is replaced and has looked for a job again.
+LAG_SECONDS = 60.0
 
 
 def test_an_agent_may_die_at_any_effect_of_a_happy_launch() -> None:
     results = die_everywhere(SCRIPTS["happy"])
 
     assert {result.jobs for result in results} == {1}
+
+
+@pytest.mark.parametrize("name", ["preempted once", "stopped at W&B"])
+def test_a_duplicate_that_comes_to_light_late_is_found_and_no_end_is_taken_for_the_launch_s(
+    name: str,
+) -> None:
+    results = die_everywhere(SCRIPTS[name], lag_seconds=LAG_SECONDS)
+
+    assert any(result.duplicates for result in results)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -192,6 +192,8 @@ class VertexModel:
 
     def program_state(self, run_id: str) -> str | None:
         states = [job.program_state(self._now()) for job in self.jobs_of_run.get(run_id, ())]
+        if "running" in states:
+            return "running"
         return next((state for state in reversed(states) if state is not None), None)
 
     def stop_program(self, run_id: str) -> None:
