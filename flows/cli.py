@@ -261,8 +261,10 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     except BaseException as error:
         from prefect.exceptions import TerminationSignal
 
-        # Prefect's engine turns SIGTERM into this; the launches are marked for the next agent by then.
-        if isinstance(error, TerminationSignal):
+        # Prefect's engine turns SIGTERM into this, in whatever runs at that moment; it comes in a group if
+        # that was one of several tasks. The launches are marked for the next agent by then.
+        signals = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+        if signals.subgroup(TerminationSignal) is not None:
             raise typer.Exit(TERMINATED) from None
         raise
 

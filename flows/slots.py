@@ -16,13 +16,13 @@ slot is held without it. What is counted and nobody's is taken off once it has b
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -41,6 +41,7 @@ LEASE_SECONDS = 300.0
 RENEWAL_SECONDS = 100.0
 # Slots that no launch has noted for so long are nobody's: a lease without a launch ends much sooner.
 EXCESS_SECONDS = 900.0
+MENDING_SPREAD_SECONDS = 10.0
 
 
 def slots_of(
@@ -111,6 +112,14 @@ class Slot:
         return self.lease_id is not None or self.is_counted
 
 
+@dataclass(slots=True)
+class _Excess:
+    """So many more slots at least have been counted than noted; when that is to be corrected."""
+
+    least: int
+    due: float
+
+
 class Slots:
     """The slots that one agent holds under a limit of its own and under shared ones.
 
@@ -138,8 +147,7 @@ class Slots:
         self._shared_limits = tuple(shared_limits)
         self._clock = clock
         self._noted = noted
-        # Since when more slots have been counted than noted, and how many more at least.
-        self._excess: tuple[float, int] | None = None
+        self._excess: _Excess | None = None
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         # A dict for its order: renewals and what is owed go by who came first.
         self._slots: dict[Slot, None] = {}
@@ -205,6 +213,7 @@ class Slots:
         """
         slot = Slot(lease_id)
         slot.go_with(flow_run_id)
+        self._excess = None
         await self._renew(slot)
         self._slots[slot] = None
         return slot
@@ -238,25 +247,39 @@ class Slots:
         """Take off the limit's counter what has long been counted and is nobody's.
 
         To be called every minute or so. Raises httpx.HTTPError when Prefect cannot be reached. Under a
-        shared limit nobody can tell.
+        shared limit nobody can tell. As long as something goes wrong nobody can either: a slot whose
+        answer was lost is counted until its lease ends, and so is one that an agent died with in hand.
         """
         if self._noted is None or self._shared_limits or not self._limit_names:
             return
-        limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
-        excess, now = limit.active_slots - await self._noted(), self._clock.monotonic()
-        before, self._excess = self._excess, None
+        excess, now = await self._count_excess(), self._clock.monotonic()
         if excess <= 0:
+            self._excess = None
             return
-        since, least = before or (now, excess)
-        least = min(least, excess)
-        if now - since < EXCESS_SECONDS:
-            self._excess = since, least
-            return
-        limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
-        logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
-        await self._client.update_global_concurrency_limit(
-            self._limit_name, GlobalConcurrencyLimitUpdate(active_slots=max(0, limit.active_slots - least))
+        self._excess = self._excess or _Excess(
+            excess,
+            # Agents that see the same must not all correct it.
+            due=now + EXCESS_SECONDS * random.uniform(1.0, 1.5),  # noqa: S311 - jitter
         )
+        self._excess.least = min(self._excess.least, excess)
+        if now < self._excess.due:
+            return
+        await self._clock.sleep(random.uniform(0.0, MENDING_SPREAD_SECONDS))  # noqa: S311 - jitter
+        least = min(self._excess.least, await self._count_excess()) if self._excess else 0
+        self._excess = None
+        if least > 0:
+            logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
+            await self._client.release_concurrency_slots([self._limit_name], least, LEASE_SECONDS)
+
+    async def _count_excess(self) -> int:
+        """Return how many slots the limit counts that no launch has noted."""
+        assert self._noted is not None
+        try:
+            limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
+            return limit.active_slots - await self._noted()
+        except httpx.HTTPError:
+            self._excess = None
+            raise
 
     def forget(self, slot: Slot) -> None:
         """Leave a slot, as it is, to whoever goes on with its launch."""
@@ -279,6 +302,7 @@ class Slots:
                     self._limit_names, slots=1, occupancy_seconds=LEASE_SECONDS
                 )
         except httpx.HTTPError as error:
+            self._excess = None
             logger.warning(
                 "A slot of %s could not be given back (%s); its lease ends in at most %.0f s",
                 self._limit_name, error, LEASE_SECONDS,
@@ -297,13 +321,16 @@ class Slots:
     async def _renew(self, slot: Slot) -> None:
         if slot.lease_id is None or not self._limit_names:
             return
-        sent = self._clock.monotonic()
+        sent, lease_id = self._clock.monotonic(), slot.lease_id
         try:
-            await self._client.renew_concurrency_lease(slot.lease_id, lease_duration=LEASE_SECONDS)
+            await self._client.renew_concurrency_lease(lease_id, lease_duration=LEASE_SECONDS)
             slot.renewed = sent
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code not in {404, 410}:
+        except httpx.HTTPError as error:
+            if _status_of(error) not in {404, 410}:
+                self._excess = None
                 raise
+            if slot.lease_id != lease_id:
+                return  # it was given back meanwhile
             logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
             slot.lease_id = None
             slot.is_counted = slot.renewed is not None and sent - slot.renewed < LEASE_SECONDS
@@ -327,9 +354,10 @@ class Slots:
                 lease_duration=LEASE_SECONDS,
                 holder=self._holder,
             )
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == 423:  # Locked: the limit is full
+        except httpx.HTTPError as error:
+            if _status_of(error) == httpx.codes.LOCKED:  # the limit is full
                 return False
+            self._excess = None
             raise
         granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
         slot.lease_id, slot.renewed = granted.lease_id, sent
@@ -350,3 +378,7 @@ class Slots:
             slot.flow_run_id, {LEASE_LABEL: "" if lease_id is None else str(lease_id)}
         )
         slot.noted = lease_id
+
+
+def _status_of(error: httpx.HTTPError) -> int | None:
+    return error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None

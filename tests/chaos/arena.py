@@ -36,6 +36,8 @@ QUICK: Mapping[str, Any] = {
     "flows.launch_runs.CONFIRM_SECONDS": 0.3,
     "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
     "flows.launch_runs.MAX_CRASH_PAUSE_SECONDS": 2.0,
+    # The sandbox lists a job as soon as there is one.
+    "flows.attempts.LAST_LOOKS_SECONDS": (0.2, 0.5),
     "flows.course.FIRST_PAUSE_SECONDS": 1.0,
     "flows.course.MAX_PAUSE_SECONDS": 4.0,
     "flows.rotation.MAX_BACKOFF_SECONDS": 2.0,

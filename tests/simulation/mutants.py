@@ -508,3 +508,20 @@ def outage_is_refusal(patch):
 def slot_kept(patch):
     patch.setattr(Slots, "release", _nothing)
     patch.setattr(Slots, "forget", lambda *_: None)
+
+
+def _both(*fs):
+    def f(patch):
+        for g in fs:
+            g(patch)
+    return f
+
+
+def _blind(patch):
+    no_look_after_unknown(patch)
+    no_may_have_job(patch)
+
+
+MUTANTS["blind"] = Mutant("", _blind, None)
+for n in ("surplus_never", "surplus_oldest", "younger_speaks", "no_last_word"):
+    MUTANTS["blind_" + n] = Mutant("", _both(_blind, MUTANTS[n].apply), None)

@@ -221,12 +221,6 @@ class PrefectPort:
 
         return await self._do("read_limit", read)
 
-    async def update_global_concurrency_limit(self, name: str, concurrency_limit: Any) -> None:
-        await self._do(
-            "update_limit", lambda: self._model.set_active_slots(name, concurrency_limit.active_slots),
-            concurrency_limit.active_slots,
-        )  # fmt: skip
-
     async def increment_concurrency_slots_with_lease(
         self, *, names: list[str], slots: int, mode: str, lease_duration: float, holder: Any = None
     ) -> Answer:

@@ -183,9 +183,6 @@ class PrefectModel:
         for name in names:
             self.limits[name].active_slots = max(0, self.limits[name].active_slots - slots)
 
-    def set_active_slots(self, name: str, active_slots: int) -> None:
-        self.limits[name].active_slots = active_slots
-
     def sweep(self) -> None:
         """End the leases that were over when the server last looked."""
         looked = self._now() // REPOSSESSION_SECONDS * REPOSSESSION_SECONDS
