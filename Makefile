@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: bench fuzz simulate chaos soak blocks demo test lint lock clean
+.PHONY: bench fuzz simulate mutants chaos soak blocks demo test lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements/dev.txt pyproject.toml
@@ -26,6 +26,9 @@ fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B 
 
 simulate: $(STAMP)  ## the agent in virtual time: every death in every script, 2,000 seeds of 20 items; minutes
 	@$(BIN)/python -m tests.simulation $(SIMULATE_ARGS)
+
+mutants: $(STAMP)  ## the simulation notices every deliberate breakage of the agent's code; a minute
+	@$(BIN)/python -m pytest -m mutants tests/simulation --numprocesses 2 --dist load $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## 200 kills of agents, sandbox and Prefect server; about a quarter of an hour
 	@$(BIN)/python -m tests.chaos.chaos $(CHAOS_ARGS)

@@ -31,6 +31,7 @@ from flows.registration import Registration, register
 from flows.rotation import Rotation, by_shared_limits
 from flows.session import LaunchSession, open_session, own_flow_run_id
 from flows.standing import Standing
+from flows.termination import on_termination
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.errors import LaunchError
 
@@ -41,6 +42,7 @@ CONTACT_SECONDS = 15.0
 DRAINED = "the queue is drained"
 MAX_RUNTIME = "its time is over"
 STOPPED_BY_WANDB = "W&B asked it to stop polling"
+TERMINATED = "its process was asked to end (SIGTERM)"
 CANCELLED_IN_PREFECT = "its flow run was cancelled in Prefect"
 
 
@@ -64,6 +66,7 @@ async def agent(queues: list[str], drain: bool = False, max_runtime_minutes: flo
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(get_client())
             work = Agent(client, own_flow_run_id(), drain=drain, max_runtime_minutes=max_runtime_minutes)
+            stack.enter_context(on_termination(lambda: work.end_for(TERMINATED)))
             for queue in dict.fromkeys(queues):
                 await work.open(queue, stack)
             reason = await work.run()
@@ -224,15 +227,16 @@ class Agent:
                 for registration in self._registrations:
                     await registration.say_what_it_does()
                     if await registration.is_to_stop():
-                        self._end_for(STOPPED_BY_WANDB)
+                        self.end_for(STOPPED_BY_WANDB)
                 own = await self._client.read_flow_run(self._flow_run_id)
                 if own.state is not None and own.state.is_cancelling():
-                    self._end_for(CANCELLED_IN_PREFECT)
+                    self.end_for(CANCELLED_IN_PREFECT)
             except (LaunchError, httpx.HTTPError) as error:
                 logger.warning("Nobody could be asked whether this agent is to stop: %s", error)
             await self._clock.sleep(CONTACT_SECONDS)
 
-    def _end_for(self, reason: str) -> None:
+    def end_for(self, reason: str) -> None:
+        """Make the agent end as soon as it can leave what is under way to the next one."""
         self._stop_reason = self._stop_reason or reason
         for wake in self._wakes:
             wake.set()

@@ -24,8 +24,10 @@ class FlowRunPage:
         self._client = client
 
     async def show_state(self, flow_run_id: UUID, state: State[Any]) -> None:
-        """Give a flow run a state; one that somebody is cancelling keeps its own."""
-        await self._client.set_flow_run_state(flow_run_id, state)
+        """Give a flow run a state; one that somebody is cancelling or that has ended keeps its own."""
+        current = (await self._client.read_flow_run(flow_run_id)).state
+        if current is None or not current.is_final():
+            await self._client.set_flow_run_state(flow_run_id, state)
 
     async def leave_link(self, link: str, text: str, description: str) -> None:
         """Leave a link on the page."""

@@ -195,7 +195,7 @@ class LaunchRuns:
         if flow_run.state is not None and flow_run.state.is_running():
             # It goes on from there. Were its state replaced, a cancel of this moment would go with it.
             return await self._client.read_flow_run(flow_run.id)
-        if flow_run.state is not None and flow_run.state.is_cancelling():
+        if await self._is_to_end(flow_run):
             # The state goes with the next line, and what somebody wants must outlive this process.
             tags = [*flow_run.tags, CANCEL_TAG]
             await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
@@ -204,6 +204,13 @@ class LaunchRuns:
             flow_run.id, Pending(message="Its agent is gone; going on."), force=True
         )
         return await self._client.read_flow_run(flow_run.id)
+
+    async def _is_to_end(self, flow_run: FlowRun) -> bool:
+        """Whether somebody has cancelled a launch, be it before it ended because its item was not ours."""
+        if flow_run.state is None or flow_run.state.name != ELSEWHERE:
+            return flow_run.state is not None and flow_run.state.is_cancelling()
+        states = await self._client.read_flow_run_states(flow_run.id)
+        return any(state.is_cancelling() for state in states)
 
     async def hand_over(self, flow_run_id: UUID) -> None:
         """Leave a launch whose job is still under way to the next agent; a cancelled one as it is.

@@ -45,7 +45,7 @@ async def serve(server: PrefectServer, tmp_path: Path, *queues: LaunchQueue) -> 
         env=server.environment | {"TEAM_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    printed, _ = await asyncio.wait_for(process.communicate(), 90)
+    printed, _ = await asyncio.wait_for(process.communicate(), 240)
     return printed
 
 

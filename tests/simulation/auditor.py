@@ -42,6 +42,16 @@ class Duplicate:
     younger: Job
     until: float
 
+    @property
+    def surplus(self) -> Job:
+        """The one that goes: of one attempt the younger, of two attempts that of the older attempt."""
+        return self.younger if self.younger.attempt == self.older.attempt else self.older
+
+    @property
+    def kept(self) -> Job:
+        """The one that stays."""
+        return self.older if self.surplus is self.younger else self.younger
+
 
 class Auditor:
     """Looks after every effect, and at the end."""
@@ -138,6 +148,7 @@ class Auditor:
         flow_run_id = self._prefect.launches.get(item.item_id)
         require(flow_run_id is not None, 1, f"{job.name} was created without a flow run")
         require(item.state is ItemState.CLAIMED, 5, f"{job.name} was created for an item that has failed")
+        require(job.attempt <= MAX_RELAUNCHES + 1, 10, f"{job.name} is attempt {job.attempt} of its item")
         for older in self._vertex.jobs_of_run[job.run_id]:
             if older is not job and self._is_live(older):
                 seen_for = job.created - older.listed_from
@@ -157,12 +168,11 @@ class Auditor:
             return
         pairs = [pair for pair in self._duplicates if job in {pair.older, pair.younger}]
         require(bool(pairs), 8, f"{job.name} was cancelled and nobody had asked for it")
+        if any(job is pair.surplus and self._is_live(pair.kept) for pair in pairs):
+            return
         for pair in pairs:
-            # Of two attempts it is the older one that goes.
-            surplus = pair.younger if pair.younger.attempt == pair.older.attempt else pair.older
-            other = pair.older if surplus is pair.younger else pair.younger
-            if job is not surplus and self._is_live(other):
-                raise Violation(f"2: {job.name} was cancelled, and {surplus.name} is the one too many")
+            if job is pair.kept and self._is_live(pair.surplus):
+                raise Violation(f"2: {job.name} was cancelled, and {pair.surplus.name} is the one too many")
 
     def at_end(self) -> None:
         """Assert what holds once all faults are over and everybody has gone."""

@@ -1,527 +1,434 @@
-"""The real code, broken on purpose in one place at a time: what the simulation has to notice."""
+"""The agent's code broken on purpose, in one place at a time: each is something the proof has to notice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from pytest import MonkeyPatch  # noqa: PT013 - this module is not a test
+import pytest
+from prefect.client.schemas.objects import FlowRun
 
-from flows import attempts, course, launch_runs, queue_server, regions, standing, steps, stops
+from flows import attempts, course, launch_runs, outcome, queue_server, standing, steps, stops
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem, run_of
 from flows.queue_server import QueueServer
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots
-from vertex_launch import job_watcher, lifecycle
-from vertex_launch import render as rendering
-from vertex_launch.errors import LaunchError, OutcomeUnknown, Problem, Refused
+from tests.simulation.exhaustive import die_everywhere
+from tests.simulation.scripts import SCRIPTS, Script
+from tests.simulation.simulate import play, simulate
+from vertex_launch import job_watcher, lifecycle, render
+from vertex_launch.diagnosis import Category
+from vertex_launch.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
 from vertex_launch.job_watcher import JobWatcher
-from vertex_launch.lifecycle import Cancel, JobRecord
+from vertex_launch.lifecycle import Cancel, JobRecord, LaunchState
 from vertex_launch.run_spec import parse_run_spec
-from vertex_launch.second_chances import Attempt, Policy
+from vertex_launch.second_chances import Attempt, Policy, by_attempt
+from vertex_launch.vertex_types import JobState
+from vertex_launch.wandb_queue import PoppedItem
 
-Break = Callable[[MonkeyPatch], None]
+# Its job runs for longer than a duplicate of it may live.
+SCRIPTS_TO_DIE_IN = {**SCRIPTS, "long": (Script(run_seconds=900.0),)}
+# A job that is listed so late is created a second time if whoever created it dies.
+LATE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Play:
+    """A script, undisturbed."""
+
+    script: str
+
+    def __call__(self) -> None:
+        play(SCRIPTS[self.script])
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A simulation with whatever a seed draws."""
+
+    number: int
+
+    def __call__(self) -> None:
+        simulate(self.number)
+
+
+@dataclass(frozen=True)
+class Deaths:
+    """A script with a death at each of its effects."""
+
+    script: str
+    lag_seconds: float = 0.0
+
+    def __call__(self) -> None:
+        die_everywhere(SCRIPTS_TO_DIE_IN[self.script], lag_seconds=self.lag_seconds)
+
+
+Detector = Play | Seed | Deaths
+Break = Callable[[pytest.MonkeyPatch], None]
 
 
 @dataclass(frozen=True)
 class Mutant:
+    """What is broken, how, and what has noticed it before: a hint that saves the search."""
+
     what: str
     apply: Break
-    noticed_by: str | int | None
+    noticed_by: Detector
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(noticed_by: Any = None) -> Callable[[Break], Break]:
+def noticed_by(detector: Detector) -> Callable[[Break], Break]:
+    """Put a function that breaks something into the table, by its name."""
+
     def add(apply: Break) -> Break:
-        MUTANTS[apply.__name__] = Mutant(apply.__doc__ or "", apply, noticed_by)
+        MUTANTS[apply.__name__] = Mutant(apply.__doc__ or "", apply, detector)
         return apply
 
     return add
 
 
-async def _nothing(*_: Any, **__: Any) -> None:
+async def _do_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-async def _set(*_: Any, **__: Any) -> set[Any]:
+async def _find_nobody(*_: Any) -> set[Any]:
     return set()
 
 
-@mutant()
-def no_list_before_create(patch):
-    async def find(*_):
-        return None
+@noticed_by(Play("happy"))
+def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
+    """An item is acknowledged at W&B before it is in any book."""
+    begin = QueueServer._begin
 
-    patch.setattr(attempts, "find", find)
-
-
-@mutant()
-def no_list_when_adopted(patch):
-    """only the first look in submit is skipped"""
-    real = attempts.find
-
-    async def submit_find(session, live):
-        return None
-
-    async def look_again(session, live):
-        attempt = live.attempt
-        job = await real(session, live)
-        if job is None and live.attempt.number == attempt.number:
-            live.attempt = attempt
-        return job
-
-    patch.setattr(attempts, "find", submit_find)
-    patch.setattr(attempts, "_look_again", look_again)
-
-
-@mutant()
-def ack_first(patch):
-    real = QueueServer._begin
-
-    async def begin(self, popped, slot):
+    async def acknowledge_and_begin(self: QueueServer, popped: PoppedItem, slot: Slot) -> bool:
         item = QueueItem.from_popped(popped)
         run = run_of(parse_run_spec(item.payload, item_id=item.item_id), item.item_id)
         await self.session.wandb.acknowledge(item.item_id, run.run_id)
-        return await real(self, popped, slot)
+        return await begin(self, popped, slot)
 
-    patch.setattr(QueueServer, "_begin", begin)
-
-
-@mutant()
-def slots_always_granted(patch):
-    async def try_take(self):
-        slot = Slot(UUID(int=0))
-        self._slots[slot] = None
-        return slot
-
-    patch.setattr(Slots, "try_take", try_take)
+    patch.setattr(QueueServer, "_begin", acknowledge_and_begin)
 
 
-@mutant()
-def slot_never_released(patch):
-    patch.setattr(Slots, "release", _nothing)
+@noticed_by(Seed(12))
+def flow_run_without_a_key(patch: pytest.MonkeyPatch) -> None:
+    """An item that comes a second time gets a second flow run."""
+    create = launch_runs.FlowRunCreate
+
+    def with_random_key(**fields: Any) -> Any:
+        return create(**{**fields, "idempotency_key": uuid4().hex})
+
+    patch.setattr(launch_runs, "FlowRunCreate", with_random_key)
 
 
-@mutant()
-def slot_not_given_back(patch):
-    patch.setattr(Slots, "_give_back", _nothing)
+@noticed_by(Seed(70))
+def settled_launch_begun_again(patch: pytest.MonkeyPatch) -> None:
+    """A launch that has an outcome is taken for one that goes on."""
+    patch.setattr(launch_runs, "_is_settled", lambda _: False)
 
 
-@mutant()
-def slot_released_at_submit(patch):
-    real = steps.submit
+@noticed_by(Seed(3))
+def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
+    """A job is created without a look for one that is there already."""
+    patch.setattr(attempts, "find", _do_nothing)
 
-    async def submit(session, live):
-        name = await real(session, live)
+
+@noticed_by(Seed(3))
+def label_differs_each_time(patch: pytest.MonkeyPatch) -> None:
+    """The label by which a job is found again does not follow from the item."""
+    patch.setattr(render, "launch_key", lambda _: uuid4().hex)
+
+
+@noticed_by(Seed(0))
+def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
+    """A create without an answer counts as refused, and nobody looks again."""
+    create = attempts._create
+
+    async def create_once(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+        try:
+            return await create(session, live)
+        except OutcomeUnknown as error:
+            raise Refused(Problem("create", str(error))) from error
+
+    patch.setattr(attempts, "find_later", _do_nothing)
+    patch.setattr(attempts, "_create", create_once)
+
+
+@noticed_by(Seed(2))
+def outage_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
+    """An outage that outlasts the retries of a step ends the launch."""
+    settled = course.Course._settled
+
+    async def settled_anyhow(self: course.Course) -> Any:
+        try:
+            return await settled(self)
+        except LaunchError as error:
+            self._live.refusal = Permanent(Problem("a step", str(error)))
+            return await settled(self)
+
+    patch.setattr(course.Course, "_settled", settled_anyhow)
+
+
+@noticed_by(Deaths("long", LATE_SECONDS))
+def duplicate_never_cancelled(patch: pytest.MonkeyPatch) -> None:
+    """Two live jobs of one attempt both run on."""
+    for module in (lifecycle, job_watcher):
+        patch.setattr(module, "surplus", lambda *_: None)
+
+
+@noticed_by(Deaths("long", LATE_SECONDS))
+def older_duplicate_cancelled(patch: pytest.MonkeyPatch) -> None:
+    """Of two live jobs of one attempt the older one goes."""
+
+    def oldest(jobs: Sequence[JobRecord], _attempt: int = 1) -> Cancel | None:
+        live = sorted((job for job in jobs if not job.is_terminal), key=lifecycle._age)
+        if len(live) < 2 or live[0].launch_state is LaunchState.CANCELLING:
+            return None
+        return Cancel(live[0], "it is the oldest")
+
+    for module in (lifecycle, job_watcher):
+        patch.setattr(module, "surplus", oldest)
+
+
+@noticed_by(Deaths("long", LATE_SECONDS))
+def younger_duplicate_speaks(patch: pytest.MonkeyPatch) -> None:
+    """Of two jobs of one attempt the end of the younger one is reported."""
+
+    def youngest(jobs: Sequence[JobRecord]) -> list[JobRecord]:
+        return [max(attempt, key=attempts._age) for attempt in by_attempt(jobs).values()]
+
+    patch.setattr(attempts, "_ended", youngest)
+
+
+@noticed_by(Deaths("long", LATE_SECONDS))
+def first_end_is_the_last_word(patch: pytest.MonkeyPatch) -> None:
+    """A job's end is its launch's, without a look for another job of the attempt."""
+
+    async def watched(_session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+        return live.job
+
+    patch.setattr(attempts, "find_last_word", watched)
+
+
+@noticed_by(Seed(2))
+def limit_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A slot is granted whether or not there is one."""
+
+    async def granted(self: Slots) -> Slot:
+        return self.owe()
+
+    patch.setattr(Slots, "try_take", granted)
+
+
+@noticed_by(Seed(2))
+def slot_freed_at_submission(patch: pytest.MonkeyPatch) -> None:
+    """A slot is given back once the job is created."""
+    submit = steps.submit
+
+    async def submit_and_free(session: LaunchSession, live: LiveLaunch) -> str:
+        name = await submit(session, live)
         live.job_ended.set()
         return name
 
-    patch.setattr(steps, "submit", submit)
+    patch.setattr(steps, "submit", submit_and_free)
 
 
-@mutant()
-def no_look_after_unknown(patch):
-    async def later(*_):
-        return None
+@noticed_by(Seed(11))
+def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
+    """The slot of a launch that is left to another agent is given back though its job runs on."""
+    leave = QueueServer._leave
 
-    patch.setattr(attempts, "find_later", later)
+    async def leave_without(self: QueueServer, flow_run: FlowRun) -> None:
+        for lease_id in [UUID(lease)] if (lease := flow_run.labels.get("vertex-launch.lease")) else []:
+            await self._slots._client.release_concurrency_slots_with_lease(lease_id=lease_id)
+        await leave(self, flow_run)
 
-
-@mutant()
-def unknown_is_refusal(patch):
-    real = attempts._create
-
-    async def create(session, live):
-        try:
-            return await real(session, live)
-        except OutcomeUnknown as error:
-            raise Refused(Problem("x", str(error))) from error
-
-    patch.setattr(attempts, "_create", create)
+    patch.setattr(QueueServer, "_leave", leave_without)
 
 
-@mutant()
-def unknown_is_no_job(patch):
-    async def later(*_):
-        return None
-
-    real = attempts._create
-
-    async def create(session, live):
-        try:
-            return await real(session, live)
-        except OutcomeUnknown as error:
-            raise Refused(Problem("x", str(error))) from error
-
-    patch.setattr(attempts, "find_later", later)
-    patch.setattr(attempts, "_create", create)
+@noticed_by(Seed(4))
+def slot_never_freed(patch: pytest.MonkeyPatch) -> None:
+    """The slot of a launch that is over is neither given back nor left: it is renewed for ever."""
+    patch.setattr(Slots, "release", _do_nothing)
+    patch.setattr(Slots, "forget", lambda *_: None)
 
 
-@mutant()
-def colleagues_always_gone(patch):
-    patch.setattr(standing.Colleagues, "at_work", _set)
+@noticed_by(Seed(7))
+def lease_not_noted(patch: pytest.MonkeyPatch) -> None:
+    """A launch does not say which slot is its own, so that whoever adopts it has none."""
+    patch.setattr(launch_runs, "lease_labels", lambda _: {})
 
 
-@mutant()
-def colleagues_never_gone(patch):
-    patch.setattr(standing, "GONE_SECONDS", 1e9)
+@noticed_by(Seed(7))
+def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
+    """Slots that live launches hold are taken for nobody's and freed."""
+
+    async def none_noted(_: LaunchRuns) -> int:
+        return 0
+
+    patch.setattr(LaunchRuns, "slots_noted", none_noted)
 
 
-@mutant()
-def never_adopt(patch):
-    async def none(self, live):
+@noticed_by(Seed(3))
+def lost_slots_not_mended(patch: pytest.MonkeyPatch) -> None:
+    """Slots that a restarted server counts and nobody holds stay counted."""
+    patch.setattr(Slots, "mend", _do_nothing)
+
+
+@noticed_by(Seed(3))
+def never_adopted(patch: pytest.MonkeyPatch) -> None:
+    """What another agent has left is left for good."""
+
+    async def none(*_: Any) -> list[FlowRun]:
         return []
 
     patch.setattr(LaunchRuns, "find_orphans", none)
 
 
-@mutant()
-def failed_read_is_end(patch):
-    async def look(self, key):
+@noticed_by(Seed(8))
+def other_agents_taken_for_gone(patch: pytest.MonkeyPatch) -> None:
+    """Launches are adopted from agents that are at work."""
+    patch.setattr(standing.Colleagues, "at_work", _find_nobody)
+
+
+@noticed_by(Seed(0))
+def silent_agents_never_gone(patch: pytest.MonkeyPatch) -> None:
+    """An agent whose heartbeat stands still is waited for, for ever."""
+    patch.setattr(standing, "GONE_SECONDS", float("inf"))
+
+
+@noticed_by(Seed(78))
+def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
+    """New items are taken while nobody knows what runs unattended, on slots that are not free."""
+    patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)
+
+
+@noticed_by(Seed(0))
+def hand_over_cancels_jobs(patch: pytest.MonkeyPatch) -> None:
+    """An agent that ends cancels the jobs of its launches."""
+    hand_over = QueueServer.hand_over
+
+    async def cancel_and_hand_over(self: QueueServer) -> None:
+        for live in [live for live in self.session.live.values() if live.job is not None]:
+            await (await self.session.regions.of(live.job.name)).jobs.cancel(live.job.name)
+        await hand_over(self)
+
+    patch.setattr(QueueServer, "hand_over", cancel_and_hand_over)
+
+
+@noticed_by(Seed(9))
+def failed_read_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
+    """A job that cannot be read counts as gone."""
+
+    async def look(self: JobWatcher, key: str) -> None:
         name = f"{self.jobs.parent}/customJobs/{key}"
         try:
             job = await self.jobs.get(name, attempts=1)
         except LaunchError:
-            job = JobRecord(name=name, state=0, is_gone=True)
+            job = JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True)
         self._tell(key, job)
 
     patch.setattr(JobWatcher, "_look", look)
 
 
-@mutant()
-def unlisted_is_end(patch):
-    async def look(self, key):
-        self._tell(key, JobRecord(name=f"{self.jobs.parent}/customJobs/{key}", state=0, is_gone=True))
+@noticed_by(Play("happy"))
+def absence_from_a_list_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
+    """A job that is not among those listed counts as gone."""
+
+    async def look(self: JobWatcher, key: str) -> None:
+        name = f"{self.jobs.parent}/customJobs/{key}"
+        self._tell(key, JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True))
 
     patch.setattr(JobWatcher, "_look", look)
 
 
-@mutant()
-def hand_over_cancels(patch):
-    real = QueueServer.hand_over
+@noticed_by(Seed(2))
+def unknown_state_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
+    """A job in a state that nobody here knows counts as failed."""
 
-    async def hand_over(self):
-        for live in self.session.live.values():
-            if live.job:
-                await (await self.session.regions.of(live.job.name)).jobs.cancel(live.job.name)
-        await real(self)
+    def state_of_job(state: int) -> LaunchState:
+        return {int(known): launch for known, launch in lifecycle.STATE_OF_JOB.items()}.get(
+            int(state), LaunchState.FAILED
+        )
 
-    patch.setattr(QueueServer, "hand_over", hand_over)
-
-
-@mutant()
-def never_in_doubt(patch):
-    patch.setattr(standing, "DOUBT_SECONDS", 1e9)
+    patch.setattr(lifecycle, "state_of_job", state_of_job)
 
 
-@mutant()
-def not_let_go(patch):
-    patch.setattr(QueueServer, "let_go_of_others", _nothing)
+@noticed_by(Play("program fails"))
+def end_not_reported(patch: pytest.MonkeyPatch) -> None:
+    """W&B is not told how a launch ended."""
+    patch.setattr(steps, "report", _do_nothing)
 
 
-@mutant()
-def random_label(patch):
-    patch.setattr(rendering, "launch_key", lambda _: uuid4().hex)
+@noticed_by(Play("poison, and a good one behind it"))
+def refusal_not_reported(patch: pytest.MonkeyPatch) -> None:
+    """W&B is not told that an item cannot be launched."""
+    patch.setattr(steps, "refuse", _do_nothing)
 
 
-@mutant()
-def no_report(patch):
-    patch.setattr(steps, "report", _nothing)
+@noticed_by(Seed(1))
+def missing_run_not_reported(patch: pytest.MonkeyPatch) -> None:
+    """A job that succeeded without a run at W&B counts as a success."""
 
-
-@mutant()
-def always_relaunch(patch):
-    patch.setattr(attempts, "_policy", lambda session, live: Policy(10**6, live.plans))
-
-
-@mutant()
-def relaunch_10(patch):
-    patch.setattr(attempts, "_policy", lambda session, live: Policy(10, live.plans))
-
-
-@mutant()
-def relaunch_4(patch):
-    patch.setattr(attempts, "_policy", lambda session, live: Policy(4, live.plans))
-
-
-@mutant()
-def never_relaunch(patch):
-    patch.setattr(attempts, "_policy", lambda session, live: Policy(0, live.plans))
-
-
-@mutant()
-def surplus_oldest(patch):
-    def surplus(jobs, attempt=1):
-        live = sorted((job for job in jobs if not job.is_terminal), key=lifecycle._age)
-        if len(live) > 1 and live[0].launch_state is not lifecycle.LaunchState.CANCELLING:
-            return Cancel(live[0], "x")
-        return None
-
-    patch.setattr(lifecycle, "surplus", surplus)
-    patch.setattr(job_watcher, "surplus", surplus)
-
-
-@mutant()
-def surplus_never(patch):
-    patch.setattr(lifecycle, "surplus", lambda *_: None)
-    patch.setattr(job_watcher, "surplus", lambda *_: None)
-
-
-@mutant()
-def younger_speaks(patch):
-    patch.setattr(
-        attempts,
-        "_ended",
-        lambda jobs: [max(a, key=attempts._age) for a in attempts.by_attempt(jobs).values()],
-    )
-
-
-@mutant()
-def no_last_word(patch):
-    async def find(session, live, *_):
-        return live.job
-
-    patch.setattr(attempts, "find_last_word", find)
-
-
-@mutant()
-def no_refuse(patch):
-    patch.setattr(steps, "refuse", _nothing)
-
-
-@mutant()
-def same_number(patch):
-    real = attempts.next_attempt
-
-    def nxt(ended, policy):
-        n = real(ended, policy)
-        return n and Attempt(1, n.plan)
-
-    patch.setattr(attempts, "next_attempt", nxt)
-
-
-@mutant()
-def count_from_start(patch):
-    """relaunches are not counted on from the jobs"""
-    patch.setattr(
-        attempts,
-        "_categories",
-        lambda s, l, ended: [attempts.diagnose_attempt(s, l, j).category for j in ended][-1:],
-    )
-
-
-@mutant()
-def prefect_stop_ignored(patch):
-    patch.setattr(stops, "_ask_prefect", _nothing)
-
-
-@mutant()
-def wandb_stop_ignored(patch):
-    patch.setattr(stops, "_ask_wandb", _nothing)
-
-
-@mutant()
-def cancel_tag_forgotten(patch):
-    patch.setattr(queue_server, "CANCEL_TAG", "x")
-
-
-@mutant()
-def mend_live_slots(patch):
-    async def noted(self):
-        return 0
-
-    patch.setattr(LaunchRuns, "slots_noted", noted)
-
-
-@mutant()
-def no_mend(patch):
-    patch.setattr(Slots, "mend", _nothing)
-
-
-@mutant()
-def lease_not_noted(patch):
-    patch.setattr(launch_runs, "lease_labels", lambda _: {})
-
-
-@mutant()
-def lease_not_renewed(patch):
-    async def keep(self):
-        await self._clock.sleep(1e9)
-
-    patch.setattr(Slots, "keep_renewed", keep)
-
-
-@mutant()
-def owed_not_settled(patch):
-    async def settle(self):
+    async def shows_up(*_: Any) -> bool:
         return True
 
-    patch.setattr(Slots, "settle", settle)
+    patch.setattr(outcome, "_run_shows_up", shows_up)
 
 
-@mutant()
-def random_idempotency(patch):
-    real = launch_runs.FlowRunCreate
-    patch.setattr(launch_runs, "FlowRunCreate", lambda **f: real(**{**f, "idempotency_key": uuid4().hex}))
+@noticed_by(Play("preempted once"))
+def never_launched_again(patch: pytest.MonkeyPatch) -> None:
+    """A run that was preempted is over."""
+    patch.setattr(attempts, "_policy", lambda _session, live: Policy(0, live.plans))
 
 
-@mutant()
-def adopt_unconfirmed(patch):
-    async def adopt(self, orphans):
-        for o in orphans:
-            await self._own(o)
-        return [await self._ready(await self._client.read_flow_run(o.id)) for o in orphans]
-
-    patch.setattr(LaunchRuns, "adopt", adopt)
+@noticed_by(Seed(0))
+def launched_again_without_end(patch: pytest.MonkeyPatch) -> None:
+    """A run that is preempted is launched again as often as that happens."""
+    patch.setattr(attempts, "_policy", lambda _session, live: Policy(1_000_000, live.plans))
 
 
-@mutant()
-def never_settled(patch):
-    patch.setattr(launch_runs, "_is_settled", lambda _: False)
+@noticed_by(Seed(0))
+def earlier_attempts_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Only the last attempt counts when it is decided whether another one follows."""
+    categories = attempts._categories
+
+    def last(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobRecord]) -> list[Category]:
+        return categories(session, live, ended[-1:])
+
+    patch.setattr(attempts, "_categories", last)
 
 
-@mutant()
-def always_knows(patch):
-    patch.setattr(QueueServer, "_knows_who_carries_what", lambda self: True)
+@noticed_by(Play("preempted once"))
+def attempt_number_stays(patch: pytest.MonkeyPatch) -> None:
+    """Every attempt of a run is its first."""
+    following = attempts.next_attempt
+
+    def first(ended: Sequence[Category], policy: Policy) -> Attempt | None:
+        attempt = following(ended, policy)
+        return attempt and Attempt(1, attempt.plan)
+
+    patch.setattr(attempts, "next_attempt", first)
 
 
-@mutant()
-def serve_before_adopt(patch):
-    async def t(self):
-        return True
-
-    patch.setattr(QueueServer, "try_to_adopt", t)
+@noticed_by(Play("cancelled in Prefect"))
+def cancel_in_prefect_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Prefect is not asked who cancelled a launch."""
+    patch.setattr(stops, "_ask_prefect", _do_nothing)
 
 
-@mutant()
-def no_may_have_job(patch):
-    real = QueueServer._live
-
-    def live(self, *a):
-        l = real(self, *a)
-        l.may_have_job = False
-        return l
-
-    patch.setattr(QueueServer, "_live", live)
+@noticed_by(Play("stopped at W&B"))
+def stop_at_wandb_ignored(patch: pytest.MonkeyPatch) -> None:
+    """W&B is not asked who stopped a run."""
+    patch.setattr(stops, "_ask_wandb", _do_nothing)
 
 
-@mutant()
-def owner_not_asked_at_create(patch):
-    real = LaunchRuns.create
-
-    async def create(self, item, lease_id=None):
-        at_work = self._colleagues.at_work
-        self._colleagues.at_work = _set
-        try:
-            return await real(self, item, lease_id)
-        finally:
-            self._colleagues.at_work = at_work
-
-    patch.setattr(LaunchRuns, "create", create)
-
-
-@mutant()
-def cancel_not_repeated(patch):
-    from flows import waiting
-
-    async def cancel(session, name):
-        try:
-            await (await session.regions.of(name)).jobs.cancel(name)
-        except LaunchError:
-            pass
-
-    patch.setattr(waiting, "_cancel", cancel)
-    patch.setattr(waiting, "CANCEL_AGAIN_SECONDS", 1e9)
-
-
-@mutant()
-def odd_state_is_end(patch):
-    real = lifecycle.state_of_job
-
-    def s(state):
-        try:
-            return lifecycle.STATE_OF_JOB[lifecycle.JobState(state)]
-        except (ValueError, KeyError):
-            return lifecycle.LaunchState.FAILED
-
-    patch.setattr(lifecycle, "state_of_job", s)
-
-
-@mutant()
-def take_over_without_conflict(patch):
-    """handed over launches end their flow run"""
-
-
-@mutant()
-def release_after_hand_over(patch):
-    """a handed over launch gives its slot back"""
-    real = Slots.forget
-
-    def forget(self, slot):
-        import asyncio
-
-        asyncio.ensure_future(self.release(slot))
-
-    patch.setattr(Slots, "forget", forget)
-
-
-@mutant()
-def no_init_check(patch):
-    from flows import outcome
-
-    async def t(*_):
-        return True
-
-    patch.setattr(outcome, "_run_shows_up", t)
-
-
-@mutant()
-def outage_ends_launch(patch):
-    """an outage longer than the retries ends the launch"""
-    real = course.Course._until_settled
-
-    async def once(self):
-        return await self._settled()
-
-    patch.setattr(course.Course, "_until_settled", once)
-
-
-@mutant()
-def outage_is_refusal(patch):
-    async def once(self):
-        try:
-            return await self._settled()
-        except LaunchError as e:
-            self._live.refusal = Refused(Problem("x", "y"))
-            return await self._settled()
-
-    patch.setattr(course.Course, "_until_settled", once)
-
-
-@mutant()
-def slot_kept(patch):
-    patch.setattr(Slots, "release", _nothing)
-    patch.setattr(Slots, "forget", lambda *_: None)
-
-
-def _both(*fs):
-    def f(patch):
-        for g in fs:
-            g(patch)
-    return f
-
-
-def _blind(patch):
-    no_look_after_unknown(patch)
-    no_may_have_job(patch)
-
-
-MUTANTS["blind"] = Mutant("", _blind, None)
-for n in ("surplus_never", "surplus_oldest", "younger_speaks", "no_last_word"):
-    MUTANTS["blind_" + n] = Mutant("", _both(_blind, MUTANTS[n].apply), None)
+@noticed_by(Seed(9))
+def cancel_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
+    """Whoever adopts a launch that was cancelled in Prefect does not know of it."""
+    patch.setattr(queue_server, "CANCEL_TAG", "no launch has this tag")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -11,6 +11,7 @@ from prefect import State
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 
+from flows.flow_run_page import FlowRunPage
 from tests.simulation.faults import Loss
 from tests.simulation.prefect_model import Answer
 from tests.simulation.process import Process
@@ -199,6 +200,11 @@ class PrefectPort:
             "update_labels", lambda: self._model.update_labels(flow_run_id, labels), flow_run_id.int
         )
 
+    async def read_flow_run_states(self, flow_run_id: UUID) -> list[State[Any]]:
+        return await self._do(
+            "read_states", lambda: [*self._model.states.get(flow_run_id, ())], flow_run_id.int
+        )
+
     async def set_flow_run_state(
         self, flow_run_id: UUID, state: State[Any], force: bool = False
     ) -> State[Any]:
@@ -254,7 +260,7 @@ class PagePort:
         self._client = client
 
     async def show_state(self, flow_run_id: UUID, state: State[Any]) -> None:
-        await self._client.set_flow_run_state(flow_run_id, state)
+        await FlowRunPage(cast("Any", self._client)).show_state(flow_run_id, state)
 
     async def leave_link(self, link: str, text: str, description: str) -> None:
         await self._leave("leave_link")

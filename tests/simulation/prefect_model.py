@@ -69,6 +69,7 @@ class PrefectModel:
         self._last_id = 0
         self._swept = 0.0
         self.flow_runs: dict[UUID, FlowRun] = {}
+        self.states: dict[UUID, list[State[Any]]] = {}
         self.launches: dict[str, UUID] = {}
         self.by_key: dict[str, UUID] = {}
         self.limits: dict[str, Limit] = {}
@@ -139,6 +140,7 @@ class PrefectModel:
                 return run.state
             if current in _FINAL and state.type in {StateType.CANCELLING, StateType.CRASHED}:
                 return run.state
+        self.states.setdefault(flow_run_id, []).append(state)
         count = run.run_count + (state.type is StateType.RUNNING and current is not StateType.RUNNING)
         self._change(flow_run_id, state=self._stamped(state), run_count=count)
         return self.flow_runs[flow_run_id].state

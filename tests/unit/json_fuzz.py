@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +81,20 @@ def leaf_places(value: Any) -> list[tuple[Any, Any]]:
     return [(item, key) for item, key in places(value) if not isinstance(item[key], dict | list)]
 
 
+def _copy(value: Any) -> Any:
+    """Copy JSON that is deeper than Python's stack, on which `copy.deepcopy` would end."""
+    whole = [value]
+    containers: list[Any] = [whole]
+    while containers:
+        container = containers.pop()
+        members = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, member in [*members]:
+            if isinstance(member, dict | list):
+                container[key] = member.copy()
+                containers.append(container[key])
+    return whole[0]
+
+
 @st.composite
 def mutated(
     draw: st.DrawFn,
@@ -91,7 +104,7 @@ def mutated(
     where: Callable[[Any], list[tuple[Any, Any]]] = places,
 ) -> Any:
     """Draw a good value in which one or two members are other ones, gone, doubled, or go by another name."""
-    value = copy.deepcopy(draw(good))
+    value = _copy(draw(good))
     for _ in range(draw(st.integers(1, 2))):
         found = where(value)
         if not found:
@@ -105,7 +118,7 @@ def mutated(
         elif change == "remove":
             del container[key]
         elif isinstance(container, list):
-            container.insert(key, copy.deepcopy(member))
+            container.insert(key, _copy(member))
         else:
             container[draw(keys)] = member if change == "double" else container.pop(key)
     return value

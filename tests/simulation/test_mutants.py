@@ -1,0 +1,59 @@
+"""`make mutants`: the simulation notices each deliberate breakage of the agent's code, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.simulation.auditor import Violation
+from tests.simulation.mutants import LATE_SECONDS, MUTANTS, Deaths, Detector, Mutant, Play, Seed
+from tests.simulation.scripts import SCRIPTS
+
+MOST_SEEDS = 150
+CONTROL_SEEDS = 8
+# Code that does not even run would be noticed by anything.
+UNFORESEEN = "something nobody foresaw"
+
+pytestmark = [pytest.mark.mutants, pytest.mark.timeout(900)]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_proof_notices_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant = MUTANTS[name]
+    mutant.apply(monkeypatch)
+
+    noticed = next((error for detector in detectors(mutant) if (error := violation(detector))), None)
+
+    assert noticed is not None, f"mutant {name} went unnoticed: {mutant.what}"
+    assert not noticed.startswith(UNFORESEEN), f"mutant {name} does not run: {noticed}"
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        *map(Play, SCRIPTS),
+        *map(Seed, range(CONTROL_SEEDS)),
+        Deaths("happy", LATE_SECONDS),
+    ],
+    ids=str,
+)
+def test_without_a_mutant_there_is_nothing_to_notice(detector: Detector) -> None:
+    assert violation(detector) is None
+
+
+def detectors(mutant: Mutant) -> Iterator[Detector]:
+    """What may notice a mutant: what did before, then the cheapest first."""
+    yield mutant.noticed_by
+    yield from map(Play, SCRIPTS)
+    yield from map(Seed, range(MOST_SEEDS))
+    yield from map(Deaths, SCRIPTS)
+
+
+def violation(detector: Detector) -> str | None:
+    """Return what a detector says is violated."""
+    try:
+        detector()
+    except Violation as error:
+        return str(error)
+    return None
