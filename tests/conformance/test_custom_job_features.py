@@ -63,7 +63,12 @@ class Server:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[Server]:
     async with Sandbox(is_manual=True) as sandbox:
-        jobs = VertexJobs(project="p", location="us-central1", endpoint=sandbox.vertex_grpc_url)
+        jobs = VertexJobs(
+            project="p",
+            location="us-central1",
+            endpoint=sandbox.vertex_grpc_url,
+            submissions_per_minute=10_000,
+        )
         channel = grpc.aio.insecure_channel(sandbox.vertex_grpc_url.removeprefix("grpc://"))
         yield Server(jobs, JobServiceAsyncClient(transport=JobServiceGrpcAsyncIOTransport(channel=channel)))
         await channel.close()

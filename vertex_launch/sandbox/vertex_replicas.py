@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -269,3 +270,16 @@ async def end_replicas(replicas: Sequence[Replica], *, grace_seconds: float) -> 
         for replica in replicas:
             replica.send(signal.SIGKILL)
         await wait_for(replicas)
+    for replica in replicas:
+        _end_escaped(replica.directory)
+
+
+def _end_escaped(directory: Path) -> None:
+    """Kill what a replica had started in a session of its own: nothing outlives its container.
+
+    Such is wandb's service, which stays for ever if its parent is killed before it has connected.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink().is_relative_to(directory):
+                os.kill(int(process.name), signal.SIGKILL)
