@@ -238,6 +238,16 @@ async def test_cancelling_is_asynchronous_and_ends_what_ignores_sigterm(tmp_path
         await vertex.client.cancel_custom_job(name=created.name)
 
 
+async def test_what_a_job_started_in_a_session_of_its_own_ends_with_it(vertex: Served):
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60'], start_new_session=True)"
+    created = await create(vertex, job(python(f"{child}; print('child', p.pid, flush=True); p.wait()")))
+    await until(lambda: "child" in vertex.backend.log(created.name))
+    pid = int(vertex.backend.log(created.name).rpartition("child ")[2])
+    await vertex.client.cancel_custom_job(name=created.name)
+    await terminal(vertex, created.name)
+    await until(lambda: not is_running(pid))
+
+
 async def test_a_job_cancelled_while_queued_never_starts(tmp_path: Path):
     async with served(tmp_path, queued_seconds=60) as vertex:
         created = await create(vertex, job())
