@@ -19,7 +19,7 @@ def test_an_agent_may_die_at_any_effect_of_a_happy_launch() -> None:
     assert {result.jobs for result in results} == {1}
 
 
-@pytest.mark.parametrize("name", ["preempted once", "stopped at W&B"])
+@pytest.mark.parametrize("name", ["happy", "stopped at W&B"])
 def test_a_duplicate_that_comes_to_light_late_is_found_and_no_end_is_taken_for_the_launch_s(
     name: str,
 ) -> None:
