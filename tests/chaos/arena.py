@@ -149,7 +149,10 @@ class Arena:
         killed = [agent for agent in self.nursery.agents if not agent.is_alive]
         in_hand = 0 if leases_end else sum(slots_in_hand(agent.log) for agent in killed)
         await self._slots_down_to(in_hand)
+        stopped = self.nursery.alive
         await self.stop_agents()
+        # One that was just asking for a slot to look at an empty queue has left it to its lease.
+        in_hand += sum(slots_in_hand(agent.log) for agent in stopped)
         flow_runs = await self.look()
         held = await self.prefect.held_slots()
         await self.sandbox.stop()
