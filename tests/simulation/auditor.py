@@ -74,6 +74,8 @@ class Auditor:
         self._asked: dict[str, float] = {}
         self._ended: dict[str, StateType] = {}
         self._failed: set[str] = set()
+        # What an item and its flow run were at the last look: nothing is new if they are still so.
+        self._seen: dict[str, tuple[ItemState, object]] = {}
         self._known_jobs: set[str] = set()
         self._known_cancels: set[str] = set()
         self._duplicates: list[Duplicate] = []
@@ -105,6 +107,11 @@ class Auditor:
             flow_run_id = self._prefect.launches.get(item_id)
             if item.state in {ItemState.CLAIMED, ItemState.FAILED}:
                 require(flow_run_id is not None, 1, f"item {item_id} is {item.state} and in no book")
+            state = self._prefect.flow_runs[flow_run_id].state if flow_run_id is not None else None
+            known_item, known = self._seen.get(item_id, (None, None))
+            if known_item is item.state and known is state and (state is None or state.type not in _ENDS):
+                continue
+            self._seen[item_id] = (item.state, state)
             if item_id in self._failed:
                 require(item.state is ItemState.FAILED, 5, f"item {item_id} had failed and is {item.state}")
             elif item.state is ItemState.FAILED:

@@ -61,7 +61,8 @@ class World:
         self.auditor = Auditor(self.wandb, self.vertex, self.prefect, loop.time, faults.until, max_jobs)
         self.crash: Crash | None = None
         self.effects = 0
-        self.last_effects: deque[str] = deque(maxlen=LAST_EFFECTS)
+        # Put into words only when somebody wants to read them.
+        self._last_effects: deque[tuple[object, ...]] = deque(maxlen=LAST_EFFECTS)
         self.on_death: Callable[[Process], None] = lambda _: None
         self.failed: asyncio.Future[None] = loop.create_future()
 
@@ -87,7 +88,8 @@ class World:
         await asyncio.sleep(way.there_seconds)
         if process.is_dead:
             raise asyncio.CancelledError
-        self._die_at(number, Moment.BEFORE, process, f"{system}.{name}({subject})")
+        if self.crash is not None:
+            self._die_at(number, Moment.BEFORE, process, f"{system}.{name}({subject})")
         if way.loss is Loss.REQUEST:
             self._note(process, number, system, name, subject, "lost")
             raise lost(way.loss)
@@ -103,12 +105,13 @@ class World:
         self._note(process, number, system, name, subject, outcome)
         if is_write:
             self._look()
-        self._die_at(number, Moment.UNANSWERED, process, f"{system}.{name}({subject})")
+        if self.crash is not None:
+            self._die_at(number, Moment.UNANSWERED, process, f"{system}.{name}({subject})")
         if way.back_seconds:
             await asyncio.sleep(way.back_seconds)
         if way.loss is Loss.ANSWER:
             raise lost(way.loss)
-        if self.crash == Crash(number, Moment.AFTER):
+        if self.crash is not None and self.crash == Crash(number, Moment.AFTER):
             self.loop.call_soon(self.kill, process)
         return result
 
@@ -136,7 +139,13 @@ class World:
             self.on_death(process)
 
     def note(self, who: str, what: str) -> None:
-        self.last_effects.append(f"{self.loop.time():10.2f}         {who} {what}")
+        """Note something that is no effect."""
+        self._last_effects.append((self.loop.time(), who, what))
+
+    @property
+    def last_effects(self) -> list[str]:
+        """The last effects, a line each."""
+        return [_line(*noted) for noted in self._last_effects]
 
     def stop_run(self, run_id: str) -> None:
         """Somebody stops a run at W&B, as soon as there is a run."""
@@ -167,9 +176,21 @@ class World:
             raise asyncio.CancelledError
 
     def _note(self, process: Process, number: int, system: str, name: str, subject: object, how: str) -> None:
-        self.last_effects.append(
-            f"{self.loop.time():10.2f} {number:6d}  {process.name} {system}.{name}({subject}): {how}"
-        )
+        self._last_effects.append((self.loop.time(), process.name, how, number, system, name, subject))
+
+
+def _line(
+    seconds: float,
+    who: str,
+    what: str,
+    number: int = 0,
+    system: str = "",
+    name: str = "",
+    subject: object = "",
+) -> str:
+    if not number:
+        return f"{seconds:10.2f}         {who} {what}"
+    return f"{seconds:10.2f} {number:6d}  {who} {system}.{name}({subject}): {what}"
 
 
 def _spec_of(script: Script) -> dict[str, Any]:
