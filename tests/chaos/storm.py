@@ -61,10 +61,13 @@ class Storm:
             self._doomed[agent] = None
 
     async def _kill_the_doomed(self) -> None:
-        for agent, until in [*self._doomed.items()]:
+        for agent in [*self._doomed]:
+            if agent not in self._doomed:
+                continue  # frozen while another one was killed
+            until = self._doomed[agent]
             if not agent.is_alive:
                 self._arena.count_death(agent)
-                del self._doomed[agent]
+                self._doomed.pop(agent)
             elif until is None:
                 if agent.serves:
                     lifetime = self._random.uniform(*LIFETIME_SECONDS)
@@ -72,8 +75,8 @@ class Storm:
                         LIFETIME_WITH_POINT_SECONDS if agent.point else lifetime
                     )
             elif time.monotonic() >= until:
-                await self._arena.kill(agent)
                 del self._doomed[agent]
+                await self._arena.kill(agent)
 
     async def _keep_blowing(self) -> None:
         known: Mapping[str, Callable[[], Awaitable[None]]] = {

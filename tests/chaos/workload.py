@@ -19,9 +19,9 @@ mutation pushToRunQueueByName($entityName: String!, $projectName: String!, $queu
   }
 }"""
 ITEM_STATES = """
-query States($projectName: String!, $entityName: String!, $queueName: String!) {
+query States($projectName: String!, $entityName: String!, $queueName: String!, $count: Int!) {
   project(name: $projectName, entityName: $entityName) {
-    runQueue(name: $queueName) { runQueueItems { edges { node { id state } } } }
+    runQueue(name: $queueName) { runQueueItems(first: $count) { edges { node { id state } } } }
   }
 }"""
 
@@ -82,7 +82,11 @@ class Workload:
     async def states(self) -> dict[str, str]:
         """Return the state that each item has at W&B."""
         data = await self.sandbox.ask(
-            ITEM_STATES, entityName=ENTITY, projectName="model-registry", queueName=self.queue
+            ITEM_STATES,
+            entityName=ENTITY,
+            projectName="model-registry",
+            queueName=self.queue,
+            count=len(self.expected),
         )
         edges = data["project"]["runQueue"]["runQueueItems"]["edges"]
         return {edge["node"]["id"]: edge["node"]["state"] for edge in edges}
