@@ -31,9 +31,10 @@ QUICK: Mapping[str, Any] = {
     "flows.standing.GONE_SECONDS": 2.0,
     "flows.standing.LOOK_AWAY_SECONDS": 2.5,
     "flows.queue_server.ADOPTION_SECONDS": 0.5,
-    "flows.slots.LEASE_SECONDS": 30.0,
-    "flows.slots.RENEWAL_SECONDS": 10.0,
-    "flows.slots.EXCESS_SECONDS": 40.0,
+    # Prefect grants no lease of less than a minute.
+    "flows.slots.LEASE_SECONDS": 60.0,
+    "flows.slots.RENEWAL_SECONDS": 20.0,
+    "flows.slots.EXCESS_SECONDS": 70.0,
     "flows.slots.MENDING_SPREAD_SECONDS": 2.0,
     "flows.launch_runs.CONFIRM_SECONDS": 0.3,
     "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
