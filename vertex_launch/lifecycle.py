@@ -248,11 +248,9 @@ def decide(observed: Observed, desired: Desired, now: datetime) -> Decision:
     if observed.item_state is ItemState.CLAIMED and observed.item_run_id not in {None, desired.run_id}:
         return GiveUp(f"the item was claimed as run {observed.item_run_id}")
     attempt = max(desired.attempt, *(job.attempt for job in observed.jobs), 1)
-    live = sorted((job for job in observed.jobs if not job.is_terminal), key=_age)
-    left_over = [job for job in live if job.attempt < attempt]
-    current = [job for job in live if job.attempt == attempt]
-    if too_many := surplus(live, attempt):
+    if too_many := surplus(observed.jobs, attempt):
         return too_many
+    left_over, current = _live(observed.jobs, attempt)
     if current:
         return _stop_or_wait(current[0], desired.stop, now)
     if ended := [job for job in observed.jobs if job.attempt == attempt]:
@@ -267,10 +265,9 @@ def surplus(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
 
     `jobs` are those of one item, `attempt` is the newest one that is desired.
     """
-    live = sorted((job for job in jobs if not job.is_terminal), key=_age)
-    attempt = max(attempt, *(job.attempt for job in live), 1)
-    left_over = [job for job in live if job.attempt < attempt]
-    current = [job for job in live if job.attempt == attempt]
+    jobs = [job for job in jobs if not job.is_terminal]
+    attempt = max(attempt, *(job.attempt for job in jobs), 1)
+    left_over, current = _live(jobs, attempt)
     for job in reversed(left_over):
         if job.launch_state is not LaunchState.CANCELLING:
             return Cancel(job, f"it is left over from attempt {job.attempt}; this is attempt {attempt}")
@@ -278,6 +275,12 @@ def surplus(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
         if job.launch_state is not LaunchState.CANCELLING:
             return Cancel(job, f"it duplicates the older job {current[0].name} of the same item")
     return None
+
+
+def _live(jobs: Iterable[JobRecord], attempt: int) -> tuple[list[JobRecord], list[JobRecord]]:
+    """Return the live jobs of older attempts and those of this one, each oldest first."""
+    live = sorted((job for job in jobs if not job.is_terminal), key=_age)
+    return [job for job in live if job.attempt < attempt], [job for job in live if job.attempt == attempt]
 
 
 def _start(item_state: ItemState | None, stop: StopRequest | None) -> Decision:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +29,7 @@ IMAGES = {
 }
 
 
-class Program:
+class Program(ABC):
     """A program that can be killed at any time and started again."""
 
     def __init__(self, arguments: list[str], log: Path, environment: Mapping[str, str]) -> None:
@@ -83,8 +84,9 @@ class Program:
                     raise RuntimeError(f"{self._arguments} ended:\n{self._log.read_text()[-2000:]}")
                 await asyncio.sleep(LOOK_SECONDS)
 
+    @abstractmethod
     async def _is_ready(self) -> bool:
-        raise NotImplementedError
+        """Whether it answers."""
 
     async def __aenter__(self) -> Self:
         await self.start()
