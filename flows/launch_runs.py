@@ -175,17 +175,20 @@ class LaunchRuns:
 
     async def lost(self, flow_run_ids: set[UUID]) -> set[UUID]:
         """Return those of this agent's launches that are not its own any more, or have ended."""
-        runs = await read_flow_runs(self._client, flow_run_ids)
-        own = {
-            run.id
-            for run in runs
-            if owner_of(run.tags) == self._owner_id and not (run.state is not None and run.state.is_final())
-        }
-        return flow_run_ids - own
+        own = await self._read_own(flow_run_ids)
+        return flow_run_ids - {run.id for run in own if run.state is None or not run.state.is_final()}
+
+    async def taken(self, flow_run_ids: set[UUID]) -> set[UUID]:
+        """Return those of this agent's launches that another agent has taken over."""
+        return flow_run_ids - {run.id for run in await self._read_own(flow_run_ids)}
 
     async def slots_noted(self) -> int:
         """Return how many launches under way have noted the lease of a slot, whoever carries them."""
         return sum(lease_of(run.labels) is not None for run in await self._read_unfinished())
+
+    async def _read_own(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
+        runs = await read_flow_runs(self._client, flow_run_ids)
+        return [run for run in runs if owner_of(run.tags) == self._owner_id]
 
     async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]

@@ -103,12 +103,19 @@ class QueueServer:
             clock=self._clock,
         )
         self._slots = slots_of(
-            block, client, holder_id=agent_run_id, clock=self._clock, noted=self._runs.slots_noted
+            block,
+            client,
+            holder_id=agent_run_id,
+            clock=self._clock,
+            noted=self._runs.slots_noted,
+            taken=self._runs.taken,
         )
-        self._scheduler_slots = scheduler_slots_of(block, client, holder_id=agent_run_id, clock=self._clock)
+        self._scheduler_slots = scheduler_slots_of(
+            block, client, holder_id=agent_run_id, clock=self._clock, taken=self._runs.taken
+        )
         self._carried: dict[str, asyncio.Task[None]] = {}
-        # The flow runs of the carried launches, until Prefect has their final states.
-        self._flow_run_ids: dict[str, UUID] = {}
+        # The carried launches, until Prefect has their final states.
+        self._lives: dict[str, LiveLaunch] = {}
         # An item whose flow run could not be made: it is ours until its lease ends.
         self._held: PoppedItem | None = None
         # Asked for while an item is being started: in a burst the next one need not wait for it.
@@ -203,7 +210,7 @@ class QueueServer:
     async def hand_over(self) -> None:
         """Leave every launch whose job is under way to the next agent; jobs are not touched."""
         self.session.calm.set()
-        for live in [*self.session.live.values()]:
+        for live in [*self._lives.values()]:
             live.leave.set()
         with contextlib.suppress(httpx.HTTPError):  # its lease ends by itself
             await self._release_next_slot()
@@ -267,7 +274,7 @@ class QueueServer:
     def _start(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         item_id = live.item.item_id
         self.session.live[item_id] = live
-        self._flow_run_ids[item_id] = flow_run.id
+        self._lives[item_id] = live
         self._carried[item_id] = asyncio.create_task(self._see_through(flow_run, live, slots, slot))
 
     async def _admit_waiting(self, *, are_jobs_settled: bool) -> None:
@@ -289,11 +296,11 @@ class QueueServer:
         try:
             await asyncio.wait({launch_task, job_ended}, return_when=asyncio.FIRST_COMPLETED)
             if live.job_ended.is_set() and not live.leave.is_set():
-                await slots.release(slot)
+                await self._give_back(live, slots, slot)
             self._wake.set()
             state = await launch_task
             if state.is_final():
-                await slots.release(slot)
+                await self._give_back(live, slots, slot)
             slots.forget(slot)
             self.tally.ends[(state.name or state.type.value).lower()] += 1
         except Abort:
@@ -309,9 +316,14 @@ class QueueServer:
             job_ended.cancel()
             self.session.live.pop(live.item.item_id, None)
             self._carried.pop(live.item.item_id, None)
-            self._flow_run_ids.pop(live.item.item_id, None)
+            self._lives.pop(live.item.item_id, None)
             self._waiting.pop(live.item.item_id, None)
             self._wake.set()
+
+    async def _give_back(self, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+        """Give a slot back, unless it has gone with the launch to another agent, or may have."""
+        if await self.session.until_sure(live) and not live.is_anothers:
+            await slots.release(slot)
 
     async def _leave(self, flow_run: FlowRun) -> None:
         """Mark a launch as one to adopt. Left unmarked it is found too, once this agent's run has ended."""
@@ -322,7 +334,7 @@ class QueueServer:
 
     async def _adopt(self) -> None:
         looked = self._clock.monotonic()
-        carried = set(self._flow_run_ids.values())
+        carried = {live.flow_run_id for live in self._lives.values()}
         orphans = {orphan.id: orphan for orphan in await self._runs.find_orphans(carried)}
         items = {
             orphan.id: QueueItem.model_validate(orphan.parameters["item"]) for orphan in orphans.values()
@@ -363,10 +375,12 @@ class QueueServer:
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError."""
-        by_flow_run = {live.flow_run_id: live for live in self.session.live.values()}
-        for flow_run_id in await self._runs.lost(set(by_flow_run)):
+        by_flow_run = {live.flow_run_id: live for live in self._lives.values()}
+        ending = {flow_run_id for flow_run_id, live in by_flow_run.items() if live.job_ended.is_set()}
+        lost = await self._runs.lost(set(by_flow_run))
+        # One that is just ending may have ended by this agent itself.
+        for flow_run_id in lost - ending | await self._runs.taken(lost & ending):
             live = by_flow_run[flow_run_id]
-            if live.item.item_id in self._carried and not live.job_ended.is_set():
-                logger.warning("The launch of item %s is another agent's now", live.item.item_id)
-                live.is_anothers = True
-                live.leave.set()
+            logger.warning("The launch of item %s is another agent's now", live.item.item_id)
+            live.is_anothers = True
+            live.leave.set()

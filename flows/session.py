@@ -53,10 +53,9 @@ class LaunchSession:
     def __post_init__(self) -> None:
         self.calm.set()
 
-    async def until_sure(self, live: LiveLaunch) -> None:
-        """Wait until nobody else can have taken the launch over, or it is to be left."""
-        if self.standing is not None:
-            await self.standing.until_sure(live)
+    async def until_sure(self, live: LiveLaunch) -> bool:
+        """Wait until nobody else can have taken the launch over; False if it is to be left before."""
+        return self.standing is None or await self.standing.until_sure(live)
 
     async def may_submit(self, live: LiveLaunch, location: str) -> bool:
         """Wait for the turn of a job in a region; False if the launch is to be left or ended first."""

@@ -51,6 +51,7 @@ def slots_of(
     holder_id: UUID,
     clock: Clock,
     noted: Callable[[], Awaitable[int]] | None = None,
+    taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
 ) -> Slots:
     """Return the slots of a queue's jobs."""
     return Slots(
@@ -61,14 +62,27 @@ def slots_of(
         clock=clock,
         holder_id=holder_id,
         noted=noted,
+        taken=taken,
     )
 
 
 def scheduler_slots_of(
-    block: VertexLaunchQueue, client: PrefectClient, *, holder_id: UUID, clock: Clock
+    block: VertexLaunchQueue,
+    client: PrefectClient,
+    *,
+    holder_id: UUID,
+    clock: Clock,
+    taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
 ) -> Slots:
     """Return the slots of a queue's sweep schedulers, which do not count as jobs."""
-    return Slots(client, block.scheduler_limit_name, block.max_schedulers, clock=clock, holder_id=holder_id)
+    return Slots(
+        client,
+        block.scheduler_limit_name,
+        block.max_schedulers,
+        clock=clock,
+        holder_id=holder_id,
+        taken=taken,
+    )
 
 
 def lease_labels(lease_id: UUID | None) -> dict[str, str]:
@@ -125,7 +139,8 @@ class Slots:
 
     `max_jobs` -1 means no limit of its own; without a shared one every slot is granted then and Prefect
     is not asked. `shared_limits` are global concurrency limits that somebody made. `noted` tells how
-    many launches under way note a slot of the own limit, whoever carries them.
+    many launches under way note a slot of the own limit, whoever carries them; `taken` which of some
+    launches' flow runs another agent has taken over, with their slots.
     """
 
     def __init__(
@@ -138,6 +153,7 @@ class Slots:
         shared_limits: Sequence[str] = (),
         holder_id: UUID | None = None,
         noted: Callable[[], Awaitable[int]] | None = None,
+        taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
     ) -> None:
         self._client = client
         self._limit_name = limit_name
@@ -147,6 +163,7 @@ class Slots:
         self._shared_limits = tuple(shared_limits)
         self._clock = clock
         self._noted = noted
+        self._taken = taken
         self._excess: _Excess | None = None
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         # A dict for its order: renewals and what is owed go by who came first.
@@ -331,9 +348,17 @@ class Slots:
                 raise
             if slot.lease_id != lease_id:
                 return  # it was given back meanwhile
+            if await self._is_taken(slot):
+                self.forget(slot)  # and whoever has the launch may have given it back
+                return
             logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
             slot.lease_id = None
             slot.is_counted = slot.renewed is not None and sent - slot.renewed < LEASE_SECONDS
+
+    async def _is_taken(self, slot: Slot) -> bool:
+        if self._taken is None or slot.flow_run_id is None:
+            return False
+        return slot.flow_run_id in await self._taken({slot.flow_run_id})
 
     def _may_have_ended(self, slot: Slot) -> bool:
         """Whether a lease was not renewed in its turn, so that its slot may be somebody else's by now."""

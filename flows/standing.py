@@ -69,10 +69,11 @@ class Standing:
         """Whether nobody can have taken this agent for gone."""
         return self._clock.monotonic() - self._last <= DOUBT_SECONDS
 
-    async def until_sure(self, live: LiveLaunch) -> None:
-        """Wait until this agent is sure of itself, or the launch is to be left."""
+    async def until_sure(self, live: LiveLaunch) -> bool:
+        """Wait until this agent is sure of itself; False if the launch is to be left before."""
         while not self.is_sure and not live.leave.is_set():
             await sleep_until(live.leave, _DOUBT_POLL_SECONDS, self._clock)
+        return self.is_sure
 
 
 @dataclass(slots=True)

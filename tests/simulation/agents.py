@@ -28,6 +28,7 @@ from flows.queue_server import StartLaunch
 from flows.regions import Regions
 from flows.session import LaunchSession
 from flows.stops import watch_stops
+from tests.simulation.faults import Freeze
 from tests.simulation.ports import PagePort, PrefectPort, VertexPort, WandbPort
 from tests.simulation.process import Process, current
 from tests.simulation.wandb_model import ENTITY, QUEUE
@@ -86,7 +87,7 @@ def make_block(max_jobs: int) -> VertexLaunchQueue:
     )
 
 
-def engine_of(world: World, client: PrefectPort) -> StartLaunch:
+def engine_of(world: World, process: Process, client: PrefectPort) -> StartLaunch:
     """Return how a launch's flow run is started: as Prefect's engine does it."""
 
     async def take(session: LaunchSession, live: LiveLaunch, step: Step) -> Any:
@@ -96,7 +97,7 @@ def engine_of(world: World, client: PrefectPort) -> StartLaunch:
             except (Transient, OutcomeUnknown):
                 if delay is None:
                     raise
-                await world.clock.sleep(delay * random.uniform(1.0, 1.3))
+                await process.clock.sleep(delay * random.uniform(1.0, 1.3))
         raise AssertionError("the last try either returns or raises")
 
     async def run(flow_run: FlowRun, session: LaunchSession) -> State[Any]:
@@ -131,25 +132,25 @@ async def serve(world: World, process: Process, block: VertexLaunchQueue, shape:
     jobs = VertexPort(world, process)
     async with contextlib.AsyncExitStack() as stack:
         wandb = WandbPort(world, process)
-        regions = Regions(cast("Any", _Block(block, jobs)), stack, clock=world.clock)
+        regions = Regions(cast("Any", _Block(block, jobs)), stack, clock=process.clock)
         session = LaunchSession(
             block_name="queue",
             block=block,
             wandb=cast("Any", wandb),
             regions=regions,
             page=cast("Any", PagePort(world, process, client)),
-            clock=world.clock,
+            clock=process.clock,
         )
         await stack.enter_async_context(
-            in_background(lambda: watch_stops(session), "the watch for stop requests", world.clock)
+            in_background(lambda: watch_stops(session), "the watch for stop requests", process.clock)
         )
         agent = Agent(
             cast("Any", client),
             process.flow_run_id,
             drain=shape.drain,
             max_runtime_minutes=shape.max_runtime_minutes,
-            clock=world.clock,
-            start=engine_of(world, client),
+            clock=process.clock,
+            start=engine_of(world, process, client),
         )
         agent.add(session)
         ended: State[Any] = Crashed()
@@ -173,6 +174,8 @@ class Deployment:
         self._started = 0
         self.deaths = 0
         world.on_death = self._has_died
+        for freeze in world.faults.freezes:
+            world.loop.call_at(freeze.start, self._freeze, freeze)
 
     async def run(self, is_over: Callable[[], bool]) -> None:
         """Start agents until it is over; then wait for their ends."""
@@ -190,7 +193,10 @@ class Deployment:
 
     def _start(self) -> None:
         world = self._world
-        process = Process(f"agent{self._started}", world.prefect.start_agent_run())
+        taken = {process.place for process in self._running}
+        place = next(place for place in range(self._shape.agents) if place not in taken)
+        name = f"agent{self._started}"
+        process = Process(name, world.prefect.start_agent_run(), place, world.loop)
         self._started += 1
         token = current.set(process)
         task = asyncio.get_running_loop().create_task(serve(world, process, self._block, self._shape))
@@ -201,6 +207,12 @@ class Deployment:
             delay = world.random.expovariate(1 / self._shape.dies_every_seconds)
             if world.loop.time() + delay < world.faults.until:
                 world.loop.call_later(delay, self._end, process)
+
+    def _freeze(self, freeze: Freeze) -> None:
+        for process in self._running:
+            if process.place == freeze.place:
+                self._world.note(process.name, f"stands still until {freeze.end:.2f} s")
+                process.freeze(freeze.end)
 
     def _end(self, process: Process) -> None:
         if process not in self._running or process.is_dead:

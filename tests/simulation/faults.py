@@ -30,12 +30,25 @@ class Way:
 
 @dataclass(frozen=True)
 class Outage:
-    """A time in which every call to a system fails; `loss` is what it loses."""
+    """A time in which every call to a system fails; `loss` is what it loses.
+
+    With a `place` it is only that agent which is cut off from it.
+    """
 
     system: str
     start: float
     end: float
     loss: Loss
+    place: int | None = None
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """A time in which the agent at a place stands still, and wakes up none the wiser."""
+
+    place: int
+    start: float
+    end: float
 
 
 @dataclass
@@ -47,13 +60,19 @@ class Faults:
     loss_rate: dict[str, float] = field(default_factory=dict)
     slow_rate: dict[str, float] = field(default_factory=dict)
     outages: list[Outage] = field(default_factory=list)
+    freezes: list[Freeze] = field(default_factory=list)
 
-    def way(self, system: str, now: float) -> Way:
+    def way(self, system: str, now: float, place: int) -> Way:
+        """Return how a call goes that the agent at a place makes now."""
         there = self.random.uniform(0.01, 0.05)
         if now >= self.until:
             return Way(there)
         for outage in self.outages:
-            if outage.system == system and outage.start <= now < outage.end:
+            if (
+                outage.system == system
+                and outage.start <= now < outage.end
+                and (outage.place is None or outage.place == place)
+            ):
                 return Way(there, 0.0, outage.loss)
         drawn = self.random.random()
         loss_rate = self.loss_rate.get(system, 0.0)
@@ -87,3 +106,18 @@ def draw_faults(random: Random, until: float) -> Faults:
         loss = random.choice([Loss.REQUEST, Loss.REQUEST, Loss.ANSWER])
         faults.outages += [Outage(system, start, min(until, start + length), loss) for system in systems]
     return faults
+
+
+def add_lone_faults(faults: Faults, random: Random, agents: int) -> None:
+    """Add what happens to one agent alone, while the others go on: it is cut off, or it stands still."""
+    until = faults.until
+    for _ in range(random.choice([0, 1, 1, 2])):
+        place, start = random.randrange(agents), random.uniform(0.0, until)
+        end = min(until, start + random.choice([30.0, 100.0, 300.0, 900.0]) * random.uniform(0.5, 1.5))
+        systems = SYSTEMS if random.random() < 0.3 else (random.choice(["prefect", *SYSTEMS]),)
+        loss = random.choice([Loss.REQUEST, Loss.REQUEST, Loss.ANSWER])
+        faults.outages += [Outage(system, start, end, loss, place) for system in systems]
+    for _ in range(random.choice([0, 1, 1, 2])):
+        start = random.uniform(0.0, until)
+        end = min(until, start + random.choice([10.0, 60.0, 100.0, 300.0]) * random.uniform(0.5, 1.5))
+        faults.freezes.append(Freeze(random.randrange(agents), start, end))

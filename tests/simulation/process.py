@@ -8,16 +8,25 @@ from typing import Any
 from uuid import UUID
 from weakref import ref
 
+from tests.simulation.virtual_time import VirtualClock, VirtualLoop
+
 current: ContextVar[Process | None] = ContextVar("current_process", default=None)
 
 
 class Process:
-    """A process that can die at any moment; nothing that it does afterwards has an effect."""
+    """A process that can die at any moment; nothing that it does afterwards has an effect.
 
-    def __init__(self, name: str, flow_run_id: UUID) -> None:
+    It can also stand still: until then no call is made and no answer or timer is noticed.
+    """
+
+    def __init__(self, name: str, flow_run_id: UUID, place: int, loop: VirtualLoop) -> None:
         self.name = name
         self.flow_run_id = flow_run_id
+        self.place = place
+        self.clock = ProcessClock(loop, self)
         self.is_dead = False
+        self._loop = loop
+        self._frozen_until = 0.0
         self._most_tasks = 100
         # In the order of their making, so that they end in the same order each time.
         self._tasks: list[ref[asyncio.Task[Any]]] = []
@@ -31,6 +40,19 @@ class Process:
             if task is not None and task is not own:
                 task.cancel()
 
+    def freeze(self, until: float) -> None:
+        """Stand still until then."""
+        self._frozen_until = max(until, self._frozen_until)
+
+    @property
+    def is_frozen(self) -> bool:
+        return self._loop.time() < self._frozen_until
+
+    async def thaw(self) -> None:
+        """Wait until the process goes on."""
+        while self.is_frozen:
+            await asyncio.sleep(self._frozen_until - self._loop.time())
+
     def add(self, task: asyncio.Task[Any]) -> None:
         """Let a task be one of this process."""
         self._tasks.append(ref(task))
@@ -39,6 +61,19 @@ class Process:
                 known for known in self._tasks if (task := known()) is not None and not task.done()
             ]
             self._most_tasks = 2 * len(self._tasks) + 100
+
+
+class ProcessClock(VirtualClock):
+    """The clock of one process, which notices a time that is over only when it does not stand still."""
+
+    def __init__(self, loop: VirtualLoop, process: Process) -> None:
+        super().__init__(loop)
+        self._process = process
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self._process.is_frozen:
+            await self._process.thaw()
 
 
 def make_task(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:

@@ -17,7 +17,7 @@ import httpx
 from tests.simulation import scripts
 from tests.simulation.agents import Deployment, Shape, make_block
 from tests.simulation.auditor import Violation
-from tests.simulation.faults import Faults, draw_faults
+from tests.simulation.faults import Faults, add_lone_faults, draw_faults
 from tests.simulation.process import make_task
 from tests.simulation.virtual_time import VirtualLoop
 from tests.simulation.world import Crash, World
@@ -71,6 +71,8 @@ def simulate(seed: int, items: int = 20) -> Result:
         terminated_share=random.choice([0.0, 0.5, 1.0]),
         unnoticed_share=random.choice([0.0, 0.5]),
     )
+    if shape.agents > 1:
+        add_lone_faults(faults, Random(seed + 2), shape.agents)
     drawn = [scripts.draw(random) for _ in range(items)]
     arrival_seconds = [random.uniform(0, until / 2) if random.random() < 0.3 else 0.0 for _ in drawn]
     lag = random.choice([0.0, 0.0, 0.0, 2.0, 8.0, 60.0])

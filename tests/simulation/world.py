@@ -78,13 +78,10 @@ class World:
         is_write: bool = False,
     ) -> T:
         """Do one thing at a remote system for a process, with whatever may go wrong on the way."""
-        if process.is_dead:
-            raise asyncio.CancelledError
-        self.effects += 1
-        number = self.effects
-        if number > MOST_EFFECTS:
-            self.fail(Violation(f"more than {MOST_EFFECTS} effects: a storm"))
-        way = self.faults.way(system, self.loop.time())
+        if process.is_frozen:
+            await process.thaw()
+        number = self._count_effect(process)
+        way = self.faults.way(system, self.loop.time(), process.place)
         await asyncio.sleep(way.there_seconds)
         if process.is_dead:
             raise asyncio.CancelledError
@@ -92,15 +89,9 @@ class World:
             self._die_at(number, Moment.BEFORE, process, f"{system}.{name}({subject})")
         if way.loss is Loss.REQUEST:
             self._note(process, number, system, name, subject, "lost")
+            await process.thaw()
             raise lost(way.loss)
-        try:
-            result = apply()
-        except Violation as error:
-            self.fail(error)
-            raise asyncio.CancelledError from error
-        except Exception as error:
-            self._note(process, number, system, name, subject, f"{type(error).__name__}: {error}")
-            raise
+        result = self._applied(apply, (process, number, system, name, subject))
         outcome = "done" if way.loss is Loss.NOTHING else "done, unanswered"
         self._note(process, number, system, name, subject, outcome)
         if is_write:
@@ -109,11 +100,31 @@ class World:
             self._die_at(number, Moment.UNANSWERED, process, f"{system}.{name}({subject})")
         if way.back_seconds:
             await asyncio.sleep(way.back_seconds)
+        if process.is_frozen:
+            await process.thaw()
         if way.loss is Loss.ANSWER:
             raise lost(way.loss)
         if self.crash is not None and self.crash == Crash(number, Moment.AFTER):
             self.loop.call_soon(self.kill, process)
         return result
+
+    def _count_effect(self, process: Process) -> int:
+        if process.is_dead:
+            raise asyncio.CancelledError
+        self.effects += 1
+        if self.effects > MOST_EFFECTS:
+            self.fail(Violation(f"more than {MOST_EFFECTS} effects: a storm"))
+        return self.effects
+
+    def _applied(self, apply: Callable[[], T], what: tuple[Process, int, str, str, object]) -> T:
+        try:
+            return apply()
+        except Violation as error:
+            self.fail(error)
+            raise asyncio.CancelledError from error
+        except Exception as error:
+            self._note(*what, f"{type(error).__name__}: {error}")
+            raise
 
     def fail(self, error: BaseException) -> None:
         """End the simulation with an error; the first one counts."""
