@@ -375,7 +375,7 @@ class QueueServer:
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError."""
-        by_flow_run = {live.flow_run_id: live for live in self._lives.values()}
+        by_flow_run = {live.flow_run_id: live for live in self._lives.values() if not live.is_anothers}
         ending = {flow_run_id for flow_run_id, live in by_flow_run.items() if live.job_ended.is_set()}
         lost = await self._runs.lost(set(by_flow_run))
         # One that is just ending may have ended by this agent itself.

@@ -22,7 +22,7 @@ LIFETIME_WITH_POINT_SECONDS = 5.0
 BLOW_SECONDS = (2.0, 6.0)
 AWAY_SECONDS = (0.0, 4.0)
 # Longer than it takes until an agent is taken for gone.
-FROZEN_SECONDS = (1.0, 8.0)
+FROZEN_SECONDS = (1.0, 15.0)
 
 
 class Storm:
