@@ -75,7 +75,7 @@ class Auditor:
         self._ended: dict[str, StateType] = {}
         self._failed: set[str] = set()
         # What an item and its flow run were at the last look: nothing is new if they are still so.
-        self._seen: dict[str, tuple[ItemState, object]] = {}
+        self._seen: dict[str, tuple[ItemState, UUID | None]] = {}
         self._known_jobs: set[str] = set()
         self._known_cancels: set[str] = set()
         self._duplicates: list[Duplicate] = []
@@ -108,10 +108,9 @@ class Auditor:
             if item.state in {ItemState.CLAIMED, ItemState.FAILED}:
                 require(flow_run_id is not None, 1, f"item {item_id} is {item.state} and in no book")
             state = self._prefect.flow_runs[flow_run_id].state if flow_run_id is not None else None
-            known_item, known = self._seen.get(item_id, (None, None))
-            if known_item is item.state and known is state and (state is None or state.type not in _ENDS):
+            if self._seen.get(item_id) == (item.state, state and state.id):
                 continue
-            self._seen[item_id] = (item.state, state)
+            self._seen[item_id] = (item.state, state and state.id)
             if item_id in self._failed:
                 require(item.state is ItemState.FAILED, 5, f"item {item_id} had failed and is {item.state}")
             elif item.state is ItemState.FAILED:
@@ -128,9 +127,6 @@ class Auditor:
         elif state.type in _ENDS and item.state in {ItemState.CLAIMED, ItemState.FAILED}:
             # Before, the item goes back to the queue by itself, and its flow run goes on.
             self._ended[item.item_id] = state.type
-        if state.type in _ENDS and item.run_id is not None:
-            live = [job.name for job in self._jobs_of(item) if self._is_live(job)]
-            require(not live, 2, f"the launch of item {item.item_id} is over and {live} is live")
 
     def _look_at_jobs(self) -> None:
         now = self._now()
@@ -141,12 +137,20 @@ class Auditor:
             if job.name not in self._known_jobs:
                 self._known_jobs.add(job.name)
                 self._look_at_new(job)
-            if job.cancelled is not None and job.name not in self._known_cancels:
+            if job.cancelled is None:
+                self._look_whether_over(job)
+            elif job.name not in self._known_cancels:
                 self._known_cancels.add(job.name)
                 self._look_at_cancel(job)
         for duplicate in self._duplicates:
             if now > duplicate.until and self._is_live(duplicate.older) and self._is_live(duplicate.younger):
                 raise Violation(f"2: {duplicate.older.name} and {duplicate.younger.name} stay live together")
+
+    def _look_whether_over(self, job: Job) -> None:
+        item_id = self._wandb.item_of_run[job.run_id].item_id
+        state = self._prefect.flow_runs[self._prefect.launches[item_id]].state
+        is_over = state is not None and state.type in _ENDS
+        require(not is_over, 2, f"the launch of item {item_id} is over and {job.name} is live")
 
     def _look_at_new(self, job: Job) -> None:
         item = self._wandb.item_of_run.get(job.run_id)

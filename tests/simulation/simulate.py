@@ -159,12 +159,13 @@ async def _play_out(world: World, deployment: Deployment, items: int, linger_sec
 
     def is_over() -> bool:
         nonlocal settled_at
+        now = world.loop.time()
+        if now < world.faults.until or len(world.wandb.items) < items:
+            return False
         unsettled = world.auditor.unsettled_items()
-        if world.loop.time() > deadline:
-            raise Violation(
-                f"invariant 10: at {world.loop.time():.0f} s not everything has ended: {unsettled}"
-            )
-        if world.loop.time() < world.faults.until or len(world.wandb.items) < items or unsettled:
+        if now > deadline:
+            raise Violation(f"invariant 10: at {now:.0f} s not everything has ended: {unsettled}")
+        if unsettled:
             return False
         settled_at = settled_at or world.loop.time()
         is_mended = not any(limit.active_slots for limit in world.prefect.limits.values())
