@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from named_tests import ROOT, functions_of
 from wandb.sdk.launch.agent.config import AgentConfig
 
-ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "compared-with-wandb-agent.md"
 BEHAVIOURS = [f"B{number}" for number in range(1, 69)]
 DEFECTS = [f"D{number}" for number in range(1, 45)]
@@ -46,19 +45,6 @@ def rows() -> list[Row]:
         if line.startswith("| ") and re.fullmatch(r"[BD]\d+", cells[0].strip()):
             found.append(Row(cells[0], line, cells))
     return found
-
-
-@functools.cache
-def functions_of(path: str) -> frozenset[str]:
-    """Return the names of the functions in a file; none if there is no such file."""
-    file = ROOT / path
-    if not file.is_file():
-        return frozenset()
-    return frozenset(
-        node.name
-        for node in ast.parse(file.read_text()).body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
 
 
 def test_every_behaviour_and_every_defect_has_its_row():
