@@ -1,24 +1,30 @@
 """What the tests of the sandbox drive: one W&B half for all of them, and a Vertex AI half for each.
 
 The W&B half comes with one process that has the real wandb client in it. Every test makes its own queue,
-project or run, so that sharing is safe; a client costs seconds to start.
+project or run, so that sharing is safe; a client costs seconds to start. The tests of faults have a whole
+sandbox for each file.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 import served_vertex
+from fault_scene import Scene, clients
 from queue_client import CONFIG, open_queue
 from real_wandb import API_KEY, MovableClock, WandbClient, WandbSandbox, served
 
 from vertex_launch.sandbox.records import Records
+from vertex_launch.sandbox.server import Sandbox
 from vertex_launch.sandbox.wandb_backend import WandbBackend
 from vertex_launch.wandb_queue import WandbQueue
+
+QUEUE_NUMBERS = count()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -64,3 +70,22 @@ async def backend() -> AsyncIterator[WandbBackend]:
 async def queue(backend: WandbBackend) -> AsyncIterator[WandbQueue]:
     async with open_queue(backend.base_url) as queue:
         yield queue
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def faulty_sandbox() -> AsyncIterator[Sandbox]:
+    """A sandbox with switches for faults, whose jobs stay QUEUED."""
+    async with Sandbox(entity="team", queued_seconds=3600, pending_seconds=0, faults_port=0) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def scene(faulty_sandbox: Sandbox) -> AsyncIterator[Scene]:
+    """The sandbox for one test, with a queue of the test's own; its faults end with it."""
+    name = f"queue-{next(QUEUE_NUMBERS)}"
+    queues = faulty_sandbox.wandb.queues
+    config = queues.create_config("team", "gcp-vertex", json.dumps(CONFIG), None)
+    queues.create("team", "model-registry", name, created_by="ann", resource_config_id=config.id)
+    async with clients(faulty_sandbox, name) as scene:
+        yield scene
+    await faulty_sandbox.faults.clear()

@@ -1,0 +1,65 @@
+"""A sandbox that lets things go wrong, and clients of it that do not wait long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import httpx
+from queue_client import NoWait, open_queue
+from served_vertex import job
+
+from vertex_launch.lifecycle import JobRecord
+from vertex_launch.sandbox.faults import Fault
+from vertex_launch.sandbox.server import Sandbox
+from vertex_launch.vertex_jobs import VertexJobs
+from vertex_launch.wandb_queue import PoppedItem, WandbQueue
+
+BRIEF_SECONDS = 0.2
+
+
+class Scene:
+    """The sandbox, whose jobs stay QUEUED, and a queue, jobs and HTTP client of one test."""
+
+    def __init__(self, sandbox: Sandbox, queue: WandbQueue, jobs: VertexJobs, http: httpx.AsyncClient):
+        self.sandbox, self.queue, self.jobs, self.http = sandbox, queue, jobs, http
+
+    async def on(self, server: str, what: str, operation: str = "any", **more: Any) -> Any:
+        return await self.sandbox.faults.add(
+            Fault.model_validate({"server": server, "what": what, "operation": operation, **more})
+        )
+
+    def push(self, **spec: Any) -> str:
+        text = json.dumps({"entity": "team", "project": "p", **spec})
+        return self.sandbox.wandb.push_raw(self.queue.queue, text)
+
+    async def pop(self) -> PoppedItem:
+        popped = await self.queue.pop(None)
+        assert popped is not None
+        return popped
+
+    async def create(self, name: str = "job", **labels: str) -> JobRecord:
+        return await self.jobs.create(job(name=name, labels=labels))
+
+    async def listed(self, label: str) -> list[str]:
+        return [record.display_name for record in await self.jobs.list(f'labels.test="{label}"')]
+
+    def state_of(self, item_id: str) -> str:
+        item = self.sandbox.wandb.item(item_id)
+        assert item is not None
+        return item.state
+
+
+@asynccontextmanager
+async def clients(sandbox: Sandbox, name: str) -> AsyncIterator[Scene]:
+    jobs = VertexJobs(
+        project="p", location="us-central1", endpoint=sandbox.vertex_grpc_url, clock=NoWait(),
+        random=Random(1), timeout_seconds=BRIEF_SECONDS, create_timeout_seconds=BRIEF_SECONDS,
+    )  # fmt: skip
+    queue = open_queue(sandbox.wandb_url, key=sandbox.api_key, name=name, timeout_seconds=BRIEF_SECONDS)
+    async with queue, httpx.AsyncClient() as http:
+        yield Scene(sandbox, queue, jobs, http)
+    await jobs.aclose()
