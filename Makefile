@@ -22,7 +22,7 @@ test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many 
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
-	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_edges_fuzz.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_sandbox_fuzz.py tests/conformance/test_adapters_fuzz.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
 
 simulate: $(STAMP)  ## the agent in virtual time: every death in every script, 2,000 seeds of 20 items; minutes
 	@$(BIN)/python -m tests.simulation $(SIMULATE_ARGS)
