@@ -6,19 +6,19 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
 import grpc
-import grpc.aio
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from vertex_launch.sandbox.start_refusal import StartRefusal
+from vertex_launch.sandbox.wrapped_calls import Answer, WrappedCalls
 
 MAX_BODY_BYTES = 64 * 1024
 _REDACTED: Final = "REDACTED"
@@ -125,39 +125,21 @@ def logged_app(app: ASGIApp, server: str, log: RequestLog) -> ASGIApp:
     return answer
 
 
-class LoggedCalls(grpc.aio.ServerInterceptor):
+class LoggedCalls(WrappedCalls):
     """Logs the calls that a gRPC server answers."""
 
     def __init__(self, server: str, log: RequestLog) -> None:
         self._server = server
         self._log = log
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Return the handler of one call, with a line for what it is asked and answers."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        # Every method of the sandbox is a unary one.
-        answer: Any = handler.unary_unary
-        path = cast("Any", handler_call_details).method
-
-        async def respond(request: Any, context: Any) -> Any:
-            response: Any = None
-            try:
-                response = await answer(request, context)
-            finally:
-                self._write(path, request, response, context)
-            return response
-
-        return grpc.unary_unary_rpc_method_handler(
-            cast("Any", respond),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+    async def respond(self, path: str, request: Any, context: Any, answer: Answer) -> Any:
+        """Answer one call as the server does, and write a line for what it is asked and answers."""
+        response: Any = None
+        try:
+            response = await answer()
+        finally:
+            self._write(path, request, response, context)
+        return response
 
     def _write(self, path: str, request: Any, response: Any, context: Any) -> None:
         code = context.code()
