@@ -306,7 +306,8 @@ class QueueServer:
         except Abort:
             slots.forget(slot)
             self.tally.handed_over += 1
-            if not live.is_anothers:
+            # Another agent may have taken it, or ended it even: nothing is written over what that one wrote.
+            if self.session.is_sure and not live.is_anothers:
                 await self._leave(flow_run)
         except Exception:
             # Its flow run is not in a final state: the next adoption pass starts it again, with its slot.

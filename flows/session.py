@@ -53,6 +53,11 @@ class LaunchSession:
     def __post_init__(self) -> None:
         self.calm.set()
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody else can have taken the launches over."""
+        return self.standing is None or self.standing.is_sure
+
     async def until_sure(self, live: LiveLaunch) -> bool:
         """Wait until nobody else can have taken the launch over; False if it is to be left before."""
         return self.standing is None or await self.standing.until_sure(live)
