@@ -81,7 +81,7 @@ def make_block(max_jobs: int) -> VertexLaunchQueue:
         gcp_credentials=GcpCredentials.model_construct(),
         max_jobs=max_jobs,
         spec={"worker_pool_specs": [pool]},
-        poll_seconds=10.0,
+        poll_seconds=20.0,
         watch_seconds=15.0,
         endpoint="grpc://vertex.invalid:1",
     )

@@ -24,14 +24,14 @@ from tests.simulation.world import Crash, World
 from vertex_launch.errors import LaunchError
 
 # How long things go wrong, in virtual seconds.
-HORIZONS_SECONDS = (300.0, 800.0, 1600.0)
+HORIZONS_SECONDS = (300.0, 600.0, 1200.0)
 # When every item has to have ended after the last fault, in virtual seconds.
 SETTLE_SECONDS = 4 * 3600.0
 # How long a lease of a process that is gone may last.
 LEASES_END_SECONDS = 330.0
 # How long it takes until slots are found that a restarted server counts and nobody holds: an agent looks
-# for a quarter of an hour, and may hand over in between.
-MENDING_SECONDS = 2700.0
+# for up to 23 minutes, may hand over in between, and what came up meanwhile is found in a second turn.
+MENDING_SECONDS = 5400.0
 _LOGGERS = ("flows", "vertex_launch", "prefect.vertex_launch")
 
 
