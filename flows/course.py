@@ -84,10 +84,9 @@ class Course:
             raise Abort("handed over while a remote system is away")
 
     async def _assure(self) -> None:
-        """Make sure that nobody else speaks for the launch by now."""
-        await self._session.until_sure(self._live)
-        if self._live.leave.is_set() and self._live.is_anothers:
-            raise Abort("another agent has taken it over")
+        """Make sure that nobody else speaks for the launch by now. Raises Abort if that cannot be known."""
+        if not await self._session.until_sure(self._live) or self._live.is_anothers:
+            raise Abort("another agent has taken it over, or may have")
 
     async def _steps(self) -> State[Any]:
         session, live, log = self._session, self._live, run_log()

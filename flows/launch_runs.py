@@ -18,7 +18,7 @@ from prefect.states import Pending, Running, to_state_create
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
-from flows.slots import lease_labels, lease_of
+from flows.slots import LEASE_LABEL, lease_labels, lease_of
 from flows.standing import Colleagues, read_flow_runs
 from flows.tags import CANCEL_TAG, PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
@@ -182,9 +182,9 @@ class LaunchRuns:
         """Return those of this agent's launches that another agent has taken over."""
         return flow_run_ids - {run.id for run in await self._read_own(flow_run_ids)}
 
-    async def slots_noted(self) -> int:
+    async def slots_noted(self, label: str = LEASE_LABEL) -> int:
         """Return how many launches under way have noted the lease of a slot, whoever carries them."""
-        return sum(lease_of(run.labels) is not None for run in await self._read_unfinished())
+        return sum(lease_of(run.labels, label) is not None for run in await self._read_unfinished())
 
     async def _read_own(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
         runs = await read_flow_runs(self._client, flow_run_ids)

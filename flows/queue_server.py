@@ -26,7 +26,7 @@ from flows.launch_runs import FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
-from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
+from flows.slots import SCHEDULER_LEASE_LABEL, Slot, Slots, lease_of, scheduler_slots_of, slots_of
 from flows.tags import CANCEL_TAG
 from vertex_launch.clock import Clock
 from vertex_launch.lifecycle import Requester, StopRequest
@@ -111,7 +111,12 @@ class QueueServer:
             taken=self._runs.taken,
         )
         self._scheduler_slots = scheduler_slots_of(
-            block, client, holder_id=agent_run_id, clock=self._clock, taken=self._runs.taken
+            block,
+            client,
+            holder_id=agent_run_id,
+            clock=self._clock,
+            noted=lambda: self._runs.slots_noted(SCHEDULER_LEASE_LABEL),
+            taken=self._runs.taken,
         )
         self._carried: dict[str, asyncio.Task[None]] = {}
         # The carried launches, until Prefect has their final states.
@@ -154,6 +159,9 @@ class QueueServer:
 
         Raises LaunchError or httpx.HTTPError when W&B or Prefect cannot be asked.
         """
+        if not self.session.is_sure:
+            await self._release_next_slot()
+            return Found.NO_SLOT
         is_settled = await self._slots.settle()
         await self._admit_waiting(are_jobs_settled=is_settled)
         if not is_settled or not self._knows_who_carries_what():
@@ -175,7 +183,10 @@ class QueueServer:
             self._held = None
             return Found.ITEM
         finally:
-            if not is_started:
+            if not is_started and self._held is not None and not self.session.is_sure:
+                # Its launch may have been made with this slot, and another agent goes on with both.
+                self._slots.forget(slot)
+            elif not is_started:
                 await self._slots.release(slot)
 
     async def has_shared_room(self) -> bool:
@@ -204,6 +215,7 @@ class QueueServer:
             try:
                 await self.let_go_of_others()
                 await self._slots.mend()
+                await self._scheduler_slots.mend()
             except httpx.HTTPError as error:
                 logger.warning("Prefect could not be asked for launches and slots: %s", error)
 
@@ -241,7 +253,7 @@ class QueueServer:
             if item.item_id in self._carried:
                 # The answer to its creation was lost, and it was adopted since.
                 return False
-            flow_run = await self._runs.create(item, slot.lease_id)
+            flow_run = await self._runs.create(item, None if item.is_scheduler else slot.lease_id)
             if flow_run is None:
                 return False
             self.tally.launched += 1
@@ -377,11 +389,13 @@ class QueueServer:
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError."""
         by_flow_run = {live.flow_run_id: live for live in self._lives.values() if not live.is_anothers}
-        ending = {flow_run_id for flow_run_id, live in by_flow_run.items() if live.job_ended.is_set()}
         lost = await self._runs.lost(set(by_flow_run))
         # One that is just ending may have ended by this agent itself.
+        ending = {flow_run_id for flow_run_id, live in by_flow_run.items() if live.job_ended.is_set()}
         for flow_run_id in lost - ending | await self._runs.taken(lost & ending):
             live = by_flow_run[flow_run_id]
             logger.warning("The launch of item %s is another agent's now", live.item.item_id)
             live.is_anothers = True
             live.leave.set()
+            for slots in (self._slots, self._scheduler_slots):
+                slots.forget_launch(flow_run_id)

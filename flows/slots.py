@@ -34,7 +34,9 @@ from vertex_launch.errors import NotFound, Problem
 logger = logging.getLogger(__name__)
 
 UNLIMITED = -1
+# The labels of a launch's flow run that note the lease of its slot: as a job, or as a sweep scheduler.
 LEASE_LABEL = "vertex-launch.lease"
+SCHEDULER_LEASE_LABEL = "vertex-launch.scheduler-lease"
 # An agent is taken for gone a minute and a half after its last heartbeat, and its launches are adopted
 # within another: leases last until then, whenever they were renewed.
 LEASE_SECONDS = 300.0
@@ -72,6 +74,7 @@ def scheduler_slots_of(
     *,
     holder_id: UUID,
     clock: Clock,
+    noted: Callable[[], Awaitable[int]] | None = None,
     taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
 ) -> Slots:
     """Return the slots of a queue's sweep schedulers, which do not count as jobs."""
@@ -81,6 +84,8 @@ def scheduler_slots_of(
         block.max_schedulers,
         clock=clock,
         holder_id=holder_id,
+        label=SCHEDULER_LEASE_LABEL,
+        noted=noted,
         taken=taken,
     )
 
@@ -90,10 +95,10 @@ def lease_labels(lease_id: UUID | None) -> dict[str, str]:
     return {} if lease_id is None else {LEASE_LABEL: str(lease_id)}
 
 
-def lease_of(labels: Mapping[str, object]) -> UUID | None:
+def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | None:
     """Return the lease of a launch's slot, as its flow run's labels have it."""
     try:
-        return UUID(str(labels.get(LEASE_LABEL)))
+        return UUID(str(labels.get(label)))
     except ValueError:
         return None
 
@@ -138,9 +143,10 @@ class Slots:
     """The slots that one agent holds under a limit of its own and under shared ones.
 
     `max_jobs` -1 means no limit of its own; without a shared one every slot is granted then and Prefect
-    is not asked. `shared_limits` are global concurrency limits that somebody made. `noted` tells how
-    many launches under way note a slot of the own limit, whoever carries them; `taken` which of some
-    launches' flow runs another agent has taken over, with their slots.
+    is not asked. `shared_limits` are global concurrency limits that somebody made. `label` is that of a
+    flow run which notes the lease of its slot. `noted` tells how many launches under way note a slot of
+    the own limit, whoever carries them; `taken` which of some launches' flow runs another agent has taken
+    over, with their slots.
     """
 
     def __init__(
@@ -152,6 +158,7 @@ class Slots:
         clock: Clock,
         shared_limits: Sequence[str] = (),
         holder_id: UUID | None = None,
+        label: str = LEASE_LABEL,
         noted: Callable[[], Awaitable[int]] | None = None,
         taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
     ) -> None:
@@ -162,6 +169,7 @@ class Slots:
         self._limit_names = list(dict.fromkeys([*own, *shared_limits]))
         self._shared_limits = tuple(shared_limits)
         self._clock = clock
+        self._label = label
         self._noted = noted
         self._taken = taken
         self._excess: _Excess | None = None
@@ -255,9 +263,14 @@ class Slots:
         for slot in [*self._slots]:
             await self._note(slot)
         for slot in self.owed:
+            if slot not in self._slots:
+                continue  # its launch has ended or gone meanwhile
             if not await self._acquire(slot):
                 return False
-            await self._note(slot)
+            if slot in self._slots:
+                await self._note(slot)
+            else:
+                await self._give_back(slot)
         return True
 
     async def mend(self) -> None:
@@ -301,6 +314,11 @@ class Slots:
     def forget(self, slot: Slot) -> None:
         """Leave a slot, as it is, to whoever goes on with its launch."""
         self._slots.pop(slot, None)
+
+    def forget_launch(self, flow_run_id: UUID) -> None:
+        """Leave the slot of a launch, if it is here, to whoever goes on with it."""
+        for slot in [slot for slot in self._slots if slot.flow_run_id == flow_run_id]:
+            self.forget(slot)
 
     async def release(self, slot: Slot) -> None:
         """Give a slot back. If Prefect cannot be reached the lease ends by itself."""
@@ -351,6 +369,8 @@ class Slots:
             if await self._is_taken(slot):
                 self.forget(slot)  # and whoever has the launch may have given it back
                 return
+            if slot.lease_id != lease_id:
+                return  # it has a new one meanwhile
             logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
             slot.lease_id = None
             slot.is_counted = slot.renewed is not None and sent - slot.renewed < LEASE_SECONDS
@@ -400,7 +420,7 @@ class Slots:
             return
         lease_id = slot.lease_id
         await self._client.update_flow_run_labels(
-            slot.flow_run_id, {LEASE_LABEL: "" if lease_id is None else str(lease_id)}
+            slot.flow_run_id, {self._label: "" if lease_id is None else str(lease_id)}
         )
         slot.noted = lease_id
 

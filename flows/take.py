@@ -40,7 +40,7 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                 await slots.release(slot)
                 slots = scheduler_slots_of(session.block, client, holder_id=flow_run_id, clock=clock)
                 await slots.ensure_limit()
-                slot = slots.owe()
+                slot = slots.owe(flow_run_id)
             async with (
                 in_background(slots.keep_renewed, "slot renewal", clock),
                 in_background(lambda: _look_after(session, slots, slot, live), "slot", clock),
