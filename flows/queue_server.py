@@ -176,9 +176,6 @@ class QueueServer:
             if popped is None:
                 return Found.EMPTY_QUEUE
             self._held = popped
-            if self._is_being_claimed(popped.item_id):
-                # Its lease had ended when its launch was adopted: that one claims it now, or ends.
-                return Found.NO_SLOT
             self.session.calm.clear()
             if not self.session.block.shared_limits:  # there the next slot is another queue's turn
                 self._next_slot = asyncio.create_task(self._slots.try_take())
@@ -240,10 +237,6 @@ class QueueServer:
     async def _release_next_slot(self) -> None:
         if self._next_slot is not None and (slot := await self._take_slot()) is not None:
             await self._slots.release(slot)
-
-    def _is_being_claimed(self, item_id: str) -> bool:
-        live = self._lives.get(item_id)
-        return live is not None and live.run is None
 
     async def _pop(self) -> PoppedItem | None:
         # Dying after this line costs the item its lease, a minute, and nothing else.
