@@ -183,6 +183,7 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
             return job
         if live.attempt != attempt:
             return None
+    live.may_have_twin = live.may_have_job
     try:
         # Dying here is why the label is looked for first: the job is found by the next try.
         job = await region.jobs.create(rendering.job, timeout_seconds=rendering.create_timeout_seconds)
@@ -191,7 +192,6 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
         if job := await find_later(session, live):
             return job
         raise
-    live.may_have_twin = live.may_have_job
     return job
 
 

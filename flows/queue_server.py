@@ -363,6 +363,8 @@ class QueueServer:
                 if slot is not None:
                     self._slots.forget(slot)
                 continue
+            if self._held is not None and self._held.item_id == item.item_id:
+                self._held = None  # the answer to its creation was lost: this is its launch
             logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)
             self.tally.adopted += 1
             if slot is None:
