@@ -13,6 +13,10 @@ from tests.simulation.virtual_time import VirtualClock, VirtualLoop
 current: ContextVar[Process | None] = ContextVar("current_process", default=None)
 
 
+# A loop's timers come this much early at most; what is left then is no time to wait for.
+CLOCK_SECONDS = 1e-6
+
+
 class Process:
     """A process that can die at any moment; nothing that it does afterwards has an effect.
 
@@ -46,7 +50,7 @@ class Process:
 
     @property
     def is_frozen(self) -> bool:
-        return self._loop.time() < self._frozen_until
+        return self._frozen_until - self._loop.time() > CLOCK_SECONDS
 
     async def thaw(self) -> None:
         """Wait until the process goes on."""
