@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
@@ -66,5 +65,5 @@ async def _first_of(*works: Coroutine[Any, Any, object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        # Whoever is cancelled in this moment has to hear of it: no error of a task is taken for its own.
+        await asyncio.wait(tasks)
