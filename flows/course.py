@@ -85,7 +85,7 @@ class Course:
 
     async def _assure(self) -> None:
         """Make sure that nobody else speaks for the launch by now. Raises Abort if that cannot be known."""
-        if not await self._session.until_sure(self._live) or self._live.is_anothers:
+        if not await self._session.until_sure(self._live):
             raise Abort("another agent has taken it over, or may have")
 
     async def _steps(self) -> State[Any]:

@@ -335,7 +335,7 @@ class QueueServer:
 
     async def _give_back(self, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         """Give a slot back, unless it has gone with the launch to another agent, or may have."""
-        if await self.session.until_sure(live) and not live.is_anothers:
+        if await self.session.until_sure(live):
             await slots.release(slot)
 
     async def _leave(self, flow_run: FlowRun) -> None:

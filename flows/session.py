@@ -59,7 +59,7 @@ class LaunchSession:
         return self.standing is None or self.standing.is_sure
 
     async def until_sure(self, live: LiveLaunch) -> bool:
-        """Wait until nobody else can have taken the launch over; False if it is to be left before."""
+        """Wait until nobody else can have taken the launch over; False if one has, or it is to be left."""
         return self.standing is None or await self.standing.until_sure(live)
 
     async def may_submit(self, live: LiveLaunch, location: str) -> bool:

@@ -33,6 +33,9 @@ from vertex_launch.errors import NotFound, Problem
 
 logger = logging.getLogger(__name__)
 
+Noted = Callable[[], Awaitable[int]]
+Taken = Callable[[set[UUID]], Awaitable[set[UUID]]]
+
 UNLIMITED = -1
 # The labels of a launch's flow run that note the lease of its slot: as a job, or as a sweep scheduler.
 LEASE_LABEL = "vertex-launch.lease"
@@ -52,8 +55,8 @@ def slots_of(
     *,
     holder_id: UUID,
     clock: Clock,
-    noted: Callable[[], Awaitable[int]] | None = None,
-    taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
+    noted: Noted | None = None,
+    taken: Taken | None = None,
 ) -> Slots:
     """Return the slots of a queue's jobs."""
     return Slots(
@@ -74,8 +77,8 @@ def scheduler_slots_of(
     *,
     holder_id: UUID,
     clock: Clock,
-    noted: Callable[[], Awaitable[int]] | None = None,
-    taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
+    noted: Noted | None = None,
+    taken: Taken | None = None,
 ) -> Slots:
     """Return the slots of a queue's sweep schedulers, which do not count as jobs."""
     return Slots(
@@ -159,8 +162,8 @@ class Slots:
         shared_limits: Sequence[str] = (),
         holder_id: UUID | None = None,
         label: str = LEASE_LABEL,
-        noted: Callable[[], Awaitable[int]] | None = None,
-        taken: Callable[[set[UUID]], Awaitable[set[UUID]]] | None = None,
+        noted: Noted | None = None,
+        taken: Taken | None = None,
     ) -> None:
         self._client = client
         self._limit_name = limit_name
@@ -306,7 +309,8 @@ class Slots:
         assert self._noted is not None
         try:
             limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
-            return limit.active_slots - await self._noted()
+            # Reading every launch is worth it only if something is counted.
+            return limit.active_slots - await self._noted() if limit.active_slots else 0
         except httpx.HTTPError:
             self._excess = None
             raise

@@ -70,10 +70,10 @@ class Standing:
         return self._clock.monotonic() - self._last <= DOUBT_SECONDS
 
     async def until_sure(self, live: LiveLaunch) -> bool:
-        """Wait until this agent is sure of itself; False if the launch is to be left before."""
+        """Wait until this agent is sure of itself; False if the launch is another's or to be left before."""
         while not self.is_sure and not live.leave.is_set():
             await sleep_until(live.leave, _DOUBT_POLL_SECONDS, self._clock)
-        return self.is_sure
+        return self.is_sure and not live.is_anothers
 
 
 @dataclass(slots=True)
