@@ -37,6 +37,8 @@ logger = logging.getLogger("prefect.vertex_launch.agent")
 ADOPTION_SECONDS = 30.0
 # One look for launches to adopt may fail or take its time; after that nobody knows any more.
 CLEAR_SECONDS = 75.0
+# What a claim takes unless W&B is away; an item that waited in vain returns to its queue by its lease.
+CLAIM_SECONDS = 5.0
 
 StartLaunch = Callable[[FlowRun, LaunchSession], "asyncio.Task[State[Any]]"]
 
@@ -176,6 +178,7 @@ class QueueServer:
             if popped is None:
                 return Found.EMPTY_QUEUE
             self._held = popped
+            await self._until_claimed(popped.item_id)
             self.session.calm.clear()
             if not self.session.block.shared_limits:  # there the next slot is another queue's turn
                 self._next_slot = asyncio.create_task(self._slots.try_take())
@@ -237,6 +240,15 @@ class QueueServer:
     async def _release_next_slot(self) -> None:
         if self._next_slot is not None and (slot := await self._take_slot()) is not None:
             await self._slots.release(slot)
+
+    async def _until_claimed(self, item_id: str) -> None:
+        """Let a launch of this item that was adopted find out that the item's lease had ended meanwhile.
+
+        It ends then, and goes on with the lease that the item has now.
+        """
+        live = self._lives.get(item_id)
+        if live is not None and live.run is None:
+            await asyncio.wait({self._carried[item_id]}, timeout=CLAIM_SECONDS)
 
     async def _pop(self) -> PoppedItem | None:
         # Dying after this line costs the item its lease, a minute, and nothing else.

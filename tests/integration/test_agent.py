@@ -286,7 +286,7 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
 async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_it_has(
     prefect_api: PrefectServer,
 ) -> None:
-    async with Sandbox(queued_seconds=0, pending_seconds=0, lease_seconds=5) as sandbox:
+    async with Sandbox(queued_seconds=0, pending_seconds=0, lease_seconds=2) as sandbox:
         queue = LaunchQueue(sandbox)
         await queue.create()
         item_id = queue.push("sandbox/train")
