@@ -1,10 +1,10 @@
-"""A sandbox that lets things go wrong, and clients of it that do not wait long."""
+"""A sandbox that lets things go wrong, and clients of it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from random import Random
 from typing import Any
 
@@ -18,14 +18,25 @@ from vertex_launch.sandbox.server import Sandbox
 from vertex_launch.vertex_jobs import VertexJobs
 from vertex_launch.wandb_queue import PoppedItem, WandbQueue
 
+# So long an answer may take on a busy machine; and how long one is waited for that never comes.
+PATIENT_SECONDS = 30.0
 BRIEF_SECONDS = 0.2
 
 
 class Scene:
-    """The sandbox, whose jobs stay QUEUED, and a queue, jobs and HTTP client of one test."""
+    """The sandbox, whose jobs stay QUEUED, and a queue, jobs and HTTP client of one test.
+
+    What is never answered is to be asked by clients that are `hurried`.
+    """
 
     def __init__(self, sandbox: Sandbox, queue: WandbQueue, jobs: VertexJobs, http: httpx.AsyncClient):
         self.sandbox, self.queue, self.jobs, self.http = sandbox, queue, jobs, http
+
+    def hurried(self) -> AbstractAsyncContextManager[Scene]:
+        return clients(self.sandbox, self.queue.queue, timeout_seconds=BRIEF_SECONDS)
+
+    def patient_unless(self, is_silent: bool) -> AbstractAsyncContextManager[Scene]:
+        return self.hurried() if is_silent else nullcontext(self)
 
     async def on(self, server: str, what: str, operation: str = "any", **more: Any) -> Any:
         return await self.sandbox.faults.add(
@@ -54,12 +65,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def clients(sandbox: Sandbox, name: str) -> AsyncIterator[Scene]:
+async def clients(
+    sandbox: Sandbox, name: str, *, timeout_seconds: float = PATIENT_SECONDS
+) -> AsyncIterator[Scene]:
     jobs = VertexJobs(
         project="p", location="us-central1", endpoint=sandbox.vertex_grpc_url, clock=NoWait(),
-        random=Random(1), timeout_seconds=BRIEF_SECONDS, create_timeout_seconds=BRIEF_SECONDS,
+        random=Random(1), timeout_seconds=timeout_seconds, create_timeout_seconds=timeout_seconds,
     )  # fmt: skip
-    queue = open_queue(sandbox.wandb_url, key=sandbox.api_key, name=name, timeout_seconds=BRIEF_SECONDS)
+    queue = open_queue(sandbox.wandb_url, key=sandbox.api_key, name=name, timeout_seconds=timeout_seconds)
     async with queue, httpx.AsyncClient() as http:
         yield Scene(sandbox, queue, jobs, http)
     await jobs.aclose()

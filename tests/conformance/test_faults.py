@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fault_scene import BRIEF_SECONDS, Scene, clients
+from fault_scene import BRIEF_SECONDS, PATIENT_SECONDS, Scene, clients
 from pydantic import ValidationError
 from served_vertex import PARENT, until
 
@@ -206,8 +206,9 @@ CUTS = ["cut_before", "cut_after", "cut_midway", "garbage", "hang"]
 async def test_a_pop_whose_answer_is_lost_has_leased_its_item_or_not(scene: Scene, what: str):
     item_id = scene.push()
     await scene.on("wandb", what, "popFromRunQueue")
-    with pytest.raises(errors.Transient):
-        await scene.queue.pop(None)
+    async with scene.patient_unless(what == "hang") as asking:
+        with pytest.raises(errors.Transient):
+            await asking.queue.pop(None)
     is_carried_out = what not in {"cut_before", "hang"}
     assert scene.state_of(item_id) == ("LEASED" if is_carried_out else "PENDING")
     assert (await scene.queue.pop(None) is None) == is_carried_out
@@ -216,8 +217,9 @@ async def test_a_pop_whose_answer_is_lost_has_leased_its_item_or_not(scene: Scen
 @pytest.mark.parametrize("what", CUTS)
 async def test_a_create_whose_answer_is_lost_has_made_a_job_or_not(scene: Scene, what: str):
     await scene.on("vertex", what, "CreateCustomJob")
-    with pytest.raises(errors.OutcomeUnknown):
-        await scene.create("lost", test=what)
+    async with scene.patient_unless(what == "hang") as asking:
+        with pytest.raises(errors.OutcomeUnknown):
+            await asking.create("lost", test=what)
     is_carried_out = what not in {"cut_before", "hang"}
     assert await scene.listed(what) == (["lost"] if is_carried_out else [])
 
@@ -232,7 +234,7 @@ async def test_rest_loses_answers_too(scene: Scene, what: str):
             (await scene.http.post(url)).json()
     else:
         with pytest.raises(httpx.TransportError):
-            await scene.http.post(url, timeout=BRIEF_SECONDS)
+            await scene.http.post(url, timeout=BRIEF_SECONDS if what == "hang" else PATIENT_SECONDS)
     state = (await scene.jobs.get(created.name)).state
     is_carried_out = what not in {"cut_before", "hang"}
     assert (state != JobState.JOB_STATE_QUEUED) == is_carried_out
@@ -263,8 +265,9 @@ async def test_an_answer_is_slow(scene: Scene):
     await scene.on("vertex", "slow", "GetCustomJob", seconds=0.01)
     assert (await scene.jobs.get(created.name)).name == created.name
     slow = await scene.on("vertex", "slow", "GetCustomJob", seconds=3600)
-    with pytest.raises(errors.Transient):
-        await scene.jobs.get(created.name, attempts=1)
+    async with scene.hurried() as hurried:
+        with pytest.raises(errors.Transient):
+            await hurried.jobs.get(created.name, attempts=1)
     assert slow.hit == 1
 
 
