@@ -111,9 +111,11 @@ class VertexLaunchQueue(Block):
         title="Shared limits",
         description=(
             "Names of Prefect global concurrency limits under which each job of this queue counts as well; "
-            "queues that name the same one share it. Create them first."
+            "queues that name the same one share it. Create them first. One whose name begins with "
+            "vertex-launch-shared: is put right by the agents after a restart of Prefect's server; nothing "
+            "but launches may count under it."
         ),
-        examples=[["team-gpus"]],
+        examples=[["vertex-launch-shared:gpus"]],
     )
     max_schedulers: int = Field(
         default=1,

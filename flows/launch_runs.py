@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from prefect.states import Pending, Running, to_state_create
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
-from flows.slots import LEASE_LABEL, lease_labels, lease_of
+from flows.slots import limits_of
 from flows.standing import Colleagues, read_flow_runs
 from flows.tags import CANCEL_TAG, PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
@@ -56,6 +56,7 @@ class LaunchRuns:
         self._block_name = block_name
         self._entity = entity
         self._queue = queue
+        self._tags = [PRODUCT_TAG, queue_tag(entity, queue)]
         self._owner_id = owner_id
         self._clock = clock
         self._flow_id: UUID | None = None
@@ -64,15 +65,14 @@ class LaunchRuns:
         # What other agents carried at the last look for orphans.
         self.others: list[FlowRun] = []
 
-    async def create(self, item: QueueItem, lease_id: UUID | None = None) -> FlowRun | None:
+    async def create(self, item: QueueItem, labels: Mapping[str, str] | None = None) -> FlowRun | None:
         """Return the flow run of an item, owned by this agent; None when another agent carries it.
 
-        `lease_id` is the lease of its slot, by which the next agent finds it.
+        `labels` are those of its slot, by which the next agent finds that.
 
         Queue and item are its key: an item that comes a second time, after its lease had ended, goes on
         in the flow run it has. A run spec that Prefect will not keep is replaced by the reason.
         """
-        labels = lease_labels(lease_id)
         response = await self._post(item, labels=labels)
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
             unusable = QueueItem.unusable(item.item_id, _not_kept(item, response))
@@ -104,7 +104,7 @@ class LaunchRuns:
         return FlowRun.model_validate(response.json()) if is_new else None
 
     async def _post(
-        self, item: QueueItem, *, state: State[Any] | None = None, labels: dict[str, str] | None = None
+        self, item: QueueItem, *, state: State[Any] | None = None, labels: Mapping[str, str] | None = None
     ) -> httpx.Response:
         flow_id = self._flow_id = self._flow_id or await self._client.create_flow_from_name(launch.name)
         tags = launch_tags(self._entity, self._queue, item)
@@ -132,7 +132,7 @@ class LaunchRuns:
         agent's; one that a worker started by itself has no agent, and is nobody's once it has crashed.
         """
         self._looked = self._clock.monotonic()
-        flow_runs = await self._read_unfinished()
+        flow_runs = await self._read_unfinished(self._tags)
         candidates = [
             run
             for run in flow_runs
@@ -182,9 +182,13 @@ class LaunchRuns:
         """Return those of this agent's launches that another agent has taken over."""
         return flow_run_ids - {run.id for run in await self._read_own(flow_run_ids)}
 
-    async def slots_noted(self, label: str = LEASE_LABEL) -> int:
-        """Return how many launches under way have noted the lease of a slot, whoever carries them."""
-        return sum(lease_of(run.labels, label) is not None for run in await self._read_unfinished())
+    async def slots_noted(self, limit_name: str, label: str, *, everywhere: bool) -> int:
+        """Return how many launches under way have noted a slot under a limit, whoever carries them.
+
+        They are this queue's, or `everywhere` those of all queues.
+        """
+        runs = await self._read_unfinished([PRODUCT_TAG] if everywhere else self._tags)
+        return sum(limit_name in limits_of(run.labels, label) for run in runs)
 
     async def _read_own(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
         runs = await read_flow_runs(self._client, flow_run_ids)
@@ -228,14 +232,15 @@ class LaunchRuns:
             ),
         )
 
-    async def _read_unfinished(self) -> list[FlowRun]:
+    async def _read_unfinished(self, tags: Sequence[str]) -> list[FlowRun]:
+        """Return the launches with all of these tags that have not ended, oldest first."""
         found: list[FlowRun] = []
         while True:
             page = await self._client.read_flow_runs(
                 flow_filter=FlowFilter.model_validate({"name": {"any_": [launch.name]}}),
                 flow_run_filter=FlowRunFilter.model_validate(
                     {
-                        "tags": {"all_": [PRODUCT_TAG, queue_tag(self._entity, self._queue)]},
+                        "tags": {"all_": list(tags)},
                         "state": {"type": {"any_": list(_MAY_BE_ORPHANED)}},
                     }
                 ),

@@ -26,7 +26,7 @@ from flows.launch_runs import FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
-from flows.slots import SCHEDULER_LEASE_LABEL, Slot, Slots, lease_of, scheduler_slots_of, slots_of
+from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
 from flows.tags import CANCEL_TAG
 from vertex_launch.clock import Clock
 from vertex_launch.lifecycle import Requester, StopRequest
@@ -117,7 +117,7 @@ class QueueServer:
             client,
             holder_id=agent_run_id,
             clock=self._clock,
-            noted=lambda: self._runs.slots_noted(SCHEDULER_LEASE_LABEL),
+            noted=self._runs.slots_noted,
             taken=self._runs.taken,
         )
         self._carried: dict[str, asyncio.Task[None]] = {}
@@ -265,7 +265,9 @@ class QueueServer:
             if item.item_id in self._carried:
                 # The answer to its creation was lost, and it was adopted since.
                 return False
-            flow_run = await self._runs.create(item, None if item.is_scheduler else slot.lease_id)
+            flow_run = await self._runs.create(
+                item, None if item.is_scheduler else self._slots.labels_of(slot)
+            )
             if flow_run is None:
                 return False
             self.tally.launched += 1

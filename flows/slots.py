@@ -15,10 +15,12 @@ slot is held without it. What is counted and nobody's is taken off once it has b
 
 from __future__ import annotations
 
+import json
 import logging
-import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 from uuid import UUID
 
 import httpx
@@ -28,12 +30,22 @@ from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from blocks.vertex_queue import VertexLaunchQueue
+from flows.mending import Mending
 from vertex_launch.clock import Clock
 from vertex_launch.errors import NotFound, Problem
+from vertex_launch.migration import SHARED_LIMIT_PREFIX
 
 logger = logging.getLogger(__name__)
 
-Noted = Callable[[], Awaitable[int]]
+
+class Noted(Protocol):
+    """Tells how many launches under way note slots."""
+
+    def __call__(self, limit_name: str, label: str, *, everywhere: bool) -> Awaitable[int]:
+        """Return how many note, by a label, one under a limit: of this queue, or `everywhere` of all."""
+        ...
+
+
 Taken = Callable[[set[UUID]], Awaitable[set[UUID]]]
 
 UNLIMITED = -1
@@ -44,9 +56,6 @@ SCHEDULER_LEASE_LABEL = "vertex-launch.scheduler-lease"
 # within another: leases last until then, whenever they were renewed.
 LEASE_SECONDS = 300.0
 RENEWAL_SECONDS = 100.0
-# Slots that no launch has noted for so long are nobody's: a lease without a launch ends much sooner.
-EXCESS_SECONDS = 900.0
-MENDING_SPREAD_SECONDS = 10.0
 
 
 def slots_of(
@@ -93,9 +102,11 @@ def scheduler_slots_of(
     )
 
 
-def lease_labels(lease_id: UUID | None) -> dict[str, str]:
-    """Return the label of a launch's flow run by which the next agent finds its slot."""
-    return {} if lease_id is None else {LEASE_LABEL: str(lease_id)}
+def limits_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> list[str]:
+    """Return the limits under which a launch's slot counts, as its flow run's labels have it."""
+    if lease_of(labels, label) is None:
+        return []
+    return [str(name) for name in json.loads(str(labels.get(_limits_label(label), "[]")))]
 
 
 def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | None:
@@ -134,14 +145,6 @@ class Slot:
         return self.lease_id is not None or self.is_counted
 
 
-@dataclass(slots=True)
-class _Excess:
-    """So many more slots at least have been counted than noted; when that is to be corrected."""
-
-    least: int
-    due: float
-
-
 class Slots:
     """The slots that one agent holds under a limit of its own and under shared ones.
 
@@ -173,9 +176,14 @@ class Slots:
         self._shared_limits = tuple(shared_limits)
         self._clock = clock
         self._label = label
-        self._noted = noted
         self._taken = taken
-        self._excess: _Excess | None = None
+        self._mendings = [
+            Mending(
+                client, name, noted=partial(noted, name, label, everywhere=name != limit_name), clock=clock
+            )
+            for name in self._limit_names
+            if noted is not None and (name == limit_name or name.startswith(SHARED_LIMIT_PREFIX))
+        ]
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         # A dict for its order: renewals and what is owed go by who came first.
         self._slots: dict[Slot, None] = {}
@@ -228,6 +236,12 @@ class Slots:
         self._slots[slot] = None
         return slot
 
+    def labels_of(self, slot: Slot) -> dict[str, str]:
+        """Return the labels of a launch's flow run by which the next agent finds its slot."""
+        if slot.lease_id is None:
+            return {}
+        return {self._label: str(slot.lease_id), _limits_label(self._label): json.dumps(self._limit_names)}
+
     def owe(self, flow_run_id: UUID | None = None) -> Slot:
         """Return the slot of a launch that is to have one; `settle` gets it its lease."""
         slot = Slot(flow_run_id=flow_run_id)
@@ -241,7 +255,7 @@ class Slots:
         """
         slot = Slot(lease_id)
         slot.go_with(flow_run_id)
-        self._excess = None
+        self._start_mending_over()
         await self._renew(slot)
         self._slots[slot] = None
         return slot
@@ -277,43 +291,13 @@ class Slots:
         return True
 
     async def mend(self) -> None:
-        """Take off the limit's counter what has long been counted and is nobody's.
+        """Take off the limits' counters what has long been counted and is nobody's.
 
         To be called every minute or so. Raises httpx.HTTPError when Prefect cannot be reached. Under a
-        shared limit nobody can tell. As long as something goes wrong nobody can either: a slot whose
-        answer was lost is counted until its lease ends, and so is one that an agent died with in hand.
+        limit that others use as well nobody can tell.
         """
-        if self._noted is None or self._shared_limits or not self._limit_names:
-            return
-        excess, now = await self._count_excess(), self._clock.monotonic()
-        if excess <= 0:
-            self._excess = None
-            return
-        self._excess = self._excess or _Excess(
-            excess,
-            # Agents that see the same must not all correct it.
-            due=now + EXCESS_SECONDS * random.uniform(1.0, 1.5),  # noqa: S311 - jitter
-        )
-        self._excess.least = min(self._excess.least, excess)
-        if now < self._excess.due:
-            return
-        await self._clock.sleep(random.uniform(0.0, MENDING_SPREAD_SECONDS))  # noqa: S311 - jitter
-        least = min(self._excess.least, await self._count_excess()) if self._excess else 0
-        self._excess = None
-        if least > 0:
-            logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
-            await self._client.release_concurrency_slots([self._limit_name], least, LEASE_SECONDS)
-
-    async def _count_excess(self) -> int:
-        """Return how many slots the limit counts that no launch has noted."""
-        assert self._noted is not None
-        try:
-            limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
-            # Reading every launch is worth it only if something is counted.
-            return limit.active_slots - await self._noted() if limit.active_slots else 0
-        except httpx.HTTPError:
-            self._excess = None
-            raise
+        for mending in self._mendings:
+            await mending.mend()
 
     def forget(self, slot: Slot) -> None:
         """Leave a slot, as it is, to whoever goes on with its launch."""
@@ -329,6 +313,23 @@ class Slots:
         self._slots.pop(slot, None)
         await self._give_back(slot)
 
+    def _start_mending_over(self) -> None:
+        for mending in self._mendings:
+            mending.start_over()
+
+    async def leave(self, slot: Slot) -> None:
+        """Give a slot back, unless another agent goes on with its launch or that cannot be known now."""
+        try:
+            is_taken = await self._is_taken(slot)
+        except httpx.HTTPError as error:
+            logger.warning("A slot of %s is left to its lease: %s", self._limit_name, error)
+            self.forget(slot)
+            return
+        if is_taken:
+            self.forget(slot)
+        else:
+            await self.release(slot)
+
     async def _give_back(self, slot: Slot) -> None:
         if not slot.is_held or not self._limit_names:
             return
@@ -341,7 +342,7 @@ class Slots:
                     self._limit_names, slots=1, occupancy_seconds=LEASE_SECONDS
                 )
         except httpx.HTTPError as error:
-            self._excess = None
+            self._start_mending_over()
             logger.warning(
                 "A slot of %s could not be given back (%s); its lease ends in at most %.0f s",
                 self._limit_name, error, LEASE_SECONDS,
@@ -366,7 +367,7 @@ class Slots:
             slot.renewed = sent
         except httpx.HTTPError as error:
             if _status_of(error) not in {404, 410}:
-                self._excess = None
+                self._start_mending_over()
                 raise
             if slot.lease_id != lease_id:
                 return  # it was given back meanwhile
@@ -406,7 +407,7 @@ class Slots:
         except httpx.HTTPError as error:
             if _status_of(error) == httpx.codes.LOCKED:  # the limit is full
                 return False
-            self._excess = None
+            self._start_mending_over()
             raise
         granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
         slot.lease_id, slot.renewed = granted.lease_id, sent
@@ -423,10 +424,12 @@ class Slots:
         if slot.flow_run_id is None or slot.is_counted or slot.noted == slot.lease_id:
             return
         lease_id = slot.lease_id
-        await self._client.update_flow_run_labels(
-            slot.flow_run_id, {self._label: "" if lease_id is None else str(lease_id)}
-        )
+        await self._client.update_flow_run_labels(slot.flow_run_id, {self._label: "", **self.labels_of(slot)})
         slot.noted = lease_id
+
+
+def _limits_label(label: str) -> str:
+    return f"{label}-limits"
 
 
 def _status_of(error: httpx.HTTPError) -> int | None:

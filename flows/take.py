@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 
@@ -12,8 +14,9 @@ from flows.background import in_background
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession, own_flow_run_id
-from flows.slots import Slot, Slots, lease_labels, scheduler_slots_of, slots_of
-from flows.tags import launch_tags
+from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
+from flows.standing import read_flow_runs
+from flows.tags import launch_tags, owner_of
 
 
 @contextlib.asynccontextmanager
@@ -25,7 +28,8 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
     """
     flow_run_id, clock = own_flow_run_id(), session.clock
     async with get_client() as client:
-        slots = slots_of(session.block, client, holder_id=flow_run_id, clock=clock)
+        taken = partial(_taken_over, client)
+        slots = slots_of(session.block, client, holder_id=flow_run_id, clock=clock, taken=taken)
         await slots.ensure_limit()
         slot = await _taken(session, slots)
         try:
@@ -35,19 +39,28 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                 return
             item = QueueItem.from_popped(popped)
             live = LiveLaunch(item, flow_run_id, api_key=popped.api_key)
-            await _describe(client, session, live, slot)
             if item.is_scheduler:
                 await slots.release(slot)
-                slots = scheduler_slots_of(session.block, client, holder_id=flow_run_id, clock=clock)
+                slots = scheduler_slots_of(
+                    session.block, client, holder_id=flow_run_id, clock=clock, taken=taken
+                )
                 await slots.ensure_limit()
                 slot = slots.owe(flow_run_id)
+            await _describe(client, session, live, slots.labels_of(slot))
+            slot.go_with(flow_run_id)
             async with (
                 in_background(slots.keep_renewed, "slot renewal", clock),
                 in_background(lambda: _look_after(session, slots, slot, live), "slot", clock),
             ):
                 yield live
         finally:
-            await slots.release(slot)
+            await slots.leave(slot)
+
+
+async def _taken_over(client: PrefectClient, flow_run_ids: set[UUID]) -> set[UUID]:
+    """Return those launches that an agent has taken over: it took them for crashed."""
+    runs = await read_flow_runs(client, flow_run_ids)
+    return {run.id for run in runs if owner_of(run.tags) is not None}
 
 
 async def _taken(session: LaunchSession, slots: Slots) -> Slot:
@@ -62,16 +75,18 @@ async def _look_after(session: LaunchSession, slots: Slots, slot: Slot, live: Li
         await session.clock.sleep(session.block.poll_seconds)
     live.may_submit.set()
     await live.job_ended.wait()
-    await slots.release(slot)
+    await slots.leave(slot)
     await asyncio.Event().wait()
 
 
-async def _describe(client: PrefectClient, session: LaunchSession, live: LiveLaunch, slot: Slot) -> None:
+async def _describe(
+    client: PrefectClient, session: LaunchSession, live: LiveLaunch, labels: Mapping[str, str]
+) -> None:
     await client.update_flow_run(
         live.flow_run_id,
         name=live.item.title,
         parameters={"queue": session.block_name, "item": live.item.model_dump(mode="json")},
         tags=launch_tags(session.block.entity, session.block.queue, live.item),
     )
-    if slot.lease_id is not None:
-        await client.update_flow_run_labels(live.flow_run_id, {**lease_labels(slot.lease_id)})
+    if labels:
+        await client.update_flow_run_labels(live.flow_run_id, {**labels})

@@ -22,6 +22,10 @@ class Fate(StrEnum):
     CANNOT_MOVE = "cannot be moved"
 
 
+# Under a limit with such a name nothing but launches counts.
+SHARED_LIMIT_PREFIX = "vertex-launch-shared:"
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One field: its path in the file or the name of its variable, its value as text, what becomes of it."""
@@ -79,4 +83,4 @@ class Migration:
 
 def shared_limit_name(entity: str) -> str:
     """Return the name of the limit under which all queues of one agent count."""
-    return f"vertex-launch-shared:{entity}"
+    return f"{SHARED_LIMIT_PREFIX}{entity}"

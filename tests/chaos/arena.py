@@ -34,8 +34,8 @@ QUICK: Mapping[str, Any] = {
     # Prefect grants no lease of less than a minute.
     "flows.slots.LEASE_SECONDS": 60.0,
     "flows.slots.RENEWAL_SECONDS": 20.0,
-    "flows.slots.EXCESS_SECONDS": 70.0,
-    "flows.slots.MENDING_SPREAD_SECONDS": 2.0,
+    "flows.mending.EXCESS_SECONDS": 70.0,
+    "flows.mending.SPREAD_SECONDS": 2.0,
     "flows.launch_runs.CONFIRM_SECONDS": 0.3,
     "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
     "flows.launch_runs.MAX_CRASH_PAUSE_SECONDS": 2.0,

@@ -34,6 +34,7 @@ from tests.simulation.process import Process, current
 from tests.simulation.wandb_model import ENTITY, QUEUE
 from tests.simulation.world import World
 from vertex_launch.errors import LaunchError, OutcomeUnknown, Transient
+from vertex_launch.migration import shared_limit_name
 
 # What the platform gives a process between SIGTERM and SIGKILL.
 TERMINATION_SECONDS = 30.0
@@ -65,8 +66,8 @@ class _Block:
         return self._jobs
 
 
-def make_block(max_jobs: int) -> VertexLaunchQueue:
-    """Return the block of the simulated queue."""
+def make_block(max_jobs: int, *, is_shared: bool) -> VertexLaunchQueue:
+    """Return the block of the simulated queue, whose limit is its own, or one that queues share."""
     pool = {
         "machine_spec": {"machine_type": "n1-standard-4"},
         "replica_count": 1,
@@ -79,7 +80,8 @@ def make_block(max_jobs: int) -> VertexLaunchQueue:
         staging_bucket="gs://bucket",
         wandb_credentials=WandbCredentials(api_key="x" * 40),
         gcp_credentials=GcpCredentials.model_construct(),
-        max_jobs=max_jobs,
+        max_jobs=-1 if is_shared else max_jobs,
+        shared_limits=[shared_limit_name(ENTITY)] if is_shared else [],
         spec={"worker_pool_specs": [pool]},
         poll_seconds=20.0,
         watch_seconds=15.0,

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows import attempts, course, launch_runs, outcome, queue_server, standing, steps, stops
+from flows import attempts, course, launch_runs, outcome, queue_server, slots, standing, steps, stops
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem, run_of
@@ -261,14 +261,14 @@ def slot_never_freed(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(7))
 def lease_not_noted(patch: pytest.MonkeyPatch) -> None:
     """A launch does not say which slot is its own, so that whoever adopts it has none."""
-    patch.setattr(launch_runs, "lease_labels", lambda _: {})
+    patch.setattr(Slots, "labels_of", lambda *_: {})
 
 
 @noticed_by(Seed(7))
 def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
     """Slots that live launches hold are taken for nobody's and freed."""
 
-    async def none_noted(*_: Any) -> int:
+    async def none_noted(*_: Any, **__: Any) -> int:
         return 0
 
     patch.setattr(LaunchRuns, "slots_noted", none_noted)
@@ -278,6 +278,12 @@ def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
 def lost_slots_not_mended(patch: pytest.MonkeyPatch) -> None:
     """Slots that a restarted server counts and nobody holds stay counted."""
     patch.setattr(Slots, "mend", _do_nothing)
+
+
+@noticed_by(Seed(54))
+def lost_slots_of_shared_limits_not_mended(patch: pytest.MonkeyPatch) -> None:
+    """Slots that a restarted server counts under a shared limit and nobody holds stay counted."""
+    patch.setattr(slots, "SHARED_LIMIT_PREFIX", "there is none")
 
 
 @noticed_by(Seed(3))
@@ -308,7 +314,7 @@ def never_in_doubt(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(standing, "DOUBT_SECONDS", float("inf"))
 
 
-@noticed_by(Seed(402))
+@noticed_by(Seed(526))
 def launches_of_others_kept(patch: pytest.MonkeyPatch) -> None:
     """An agent that was taken for gone goes on with what is another one's."""
     patch.setattr(QueueServer, "let_go_of_others", _do_nothing)
@@ -341,7 +347,7 @@ def slots_given_back_too_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "_give_back", _do_nothing)
 
 
-@noticed_by(Seed(86))
+@noticed_by(Seed(312))
 def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
     """New items are taken while nobody knows what runs unattended, on slots that are not free."""
     patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)

@@ -32,6 +32,8 @@ LEASES_END_SECONDS = 330.0
 # How long it takes until slots are found that a restarted server counts and nobody holds: an agent looks
 # for up to 23 minutes, may hand over in between, and what came up meanwhile is found in a second turn.
 MENDING_SECONDS = 5400.0
+# In so many simulations the limit is one that queues share.
+SHARED_SHARE = 0.2
 _LOGGERS = ("flows", "vertex_launch", "prefect.vertex_launch")
 
 
@@ -50,8 +52,8 @@ class Result:
 
 
 @cache
-def _block(max_jobs: int) -> Any:
-    return make_block(max_jobs)
+def _block(max_jobs: int, is_shared: bool) -> Any:
+    return make_block(max_jobs, is_shared=is_shared)
 
 
 def simulate(seed: int, items: int = 20) -> Result:
@@ -73,6 +75,7 @@ def simulate(seed: int, items: int = 20) -> Result:
     )
     if shape.agents > 1:
         add_lone_faults(faults, Random(seed + 2), shape.agents)
+    is_shared = Random(seed + 3).random() < SHARED_SHARE
     drawn = [scripts.draw(random) for _ in range(items)]
     arrival_seconds = [random.uniform(0, until / 2) if random.random() < 0.3 else 0.0 for _ in drawn]
     lag = random.choice([0.0, 0.0, 0.0, 2.0, 8.0, 60.0])
@@ -92,7 +95,9 @@ def simulate(seed: int, items: int = 20) -> Result:
 
     name = f"simulate(seed={seed}, items={items})"
     linger_seconds = MENDING_SECONDS if restarts else 0.0
-    return _run(name, seed, faults, shape, max_jobs, prepare, items, linger_seconds)
+    return _run(
+        name, seed, faults, shape, _block(max_jobs, is_shared), max_jobs, prepare, items, linger_seconds
+    )
 
 
 def play(
@@ -113,7 +118,7 @@ def play(
 
     shape = shape or Shape(start_seconds=(5.0, 5.0))
     name = f"play({script!r}, crash={crash!r}, lag_seconds={lag_seconds!r})"
-    return _run(name, seed, Faults(Random(seed)), shape, 2, prepare, len(script))
+    return _run(name, seed, Faults(Random(seed)), shape, _block(2, False), 2, prepare, len(script))
 
 
 def _run(
@@ -121,6 +126,7 @@ def _run(
     seed: int,
     faults: Faults,
     shape: Shape,
+    block: Any,
     max_jobs: int,
     prepare: Any,
     items: int,
@@ -133,8 +139,10 @@ def _run(
     global_random.seed(seed)
     try:
         with _surprises_noted(world):
+            for limit_name in block.shared_limits:
+                world.prefect.upsert_limit(limit_name, max_jobs)
             prepare(world)
-            deployment = Deployment(world, _block(max_jobs), shape)
+            deployment = Deployment(world, block, shape)
             _complete(loop, _play_out(world, deployment, items, linger_seconds))
     except Violation as error:
         last = "\n".join(world.last_effects)

@@ -1,0 +1,87 @@
+"""Putting right what a concurrency limit counts and nobody holds any more.
+
+A Prefect server that was restarted has forgotten the leases it kept in memory, but not how many slots
+were taken. What no launch has noted as its own is nobody's once it has been so for long enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import httpx
+from prefect.client.orchestration import PrefectClient
+
+from vertex_launch.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+# Slots that no launch has noted for so long are nobody's: a lease without a launch ends much sooner.
+EXCESS_SECONDS = 900.0
+SPREAD_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class _Excess:
+    """So many more slots at least have been counted than noted; when that is to be corrected."""
+
+    least: int
+    due: float
+
+
+class Mending:
+    """The mending of one limit under which nothing but launches counts.
+
+    `noted` tells how many launches under way note a slot under it, whoever carries them.
+    """
+
+    def __init__(
+        self, client: PrefectClient, limit_name: str, *, noted: Callable[[], Awaitable[int]], clock: Clock
+    ) -> None:
+        self._client = client
+        self._limit_name = limit_name
+        self._noted = noted
+        self._clock = clock
+        self._excess: _Excess | None = None
+
+    def start_over(self) -> None:
+        """Count the time anew: something went wrong, or changes hands, and a slot may be counted for it."""
+        self._excess = None
+
+    async def mend(self) -> None:
+        """Take off the limit's counter what has long been counted and is nobody's.
+
+        To be called every minute or so. Raises httpx.HTTPError when Prefect cannot be reached. As long as
+        something goes wrong nobody can tell: a slot whose answer was lost is counted until its lease ends,
+        and so is one that an agent died with in hand.
+        """
+        excess, now = await self._count_excess(), self._clock.monotonic()
+        if excess <= 0:
+            self._excess = None
+            return
+        self._excess = self._excess or _Excess(
+            excess,
+            # Agents that see the same must not all correct it.
+            due=now + EXCESS_SECONDS * random.uniform(1.0, 1.5),  # noqa: S311 - jitter
+        )
+        self._excess.least = min(self._excess.least, excess)
+        if now < self._excess.due:
+            return
+        await self._clock.sleep(random.uniform(0.0, SPREAD_SECONDS))  # noqa: S311 - jitter
+        least = min(self._excess.least, await self._count_excess()) if self._excess else 0
+        self._excess = None
+        if least > 0:
+            logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
+            await self._client.release_concurrency_slots([self._limit_name], least, EXCESS_SECONDS)
+
+    async def _count_excess(self) -> int:
+        """Return how many slots the limit counts that no launch has noted."""
+        try:
+            limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
+            # Reading every launch is worth it only if something is counted.
+            return limit.active_slots - await self._noted() if limit.active_slots else 0
+        except httpx.HTTPError:
+            self._excess = None
+            raise
