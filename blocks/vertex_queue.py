@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from dataclasses import replace
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
@@ -301,6 +303,17 @@ class VertexLaunchQueue(Block):
         ),
         examples=["grpc://127.0.0.1:8085"],
     )
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema, as `Block` has it."""
+        return copy.deepcopy(cls._schema_made_once(args, frozenset(kwargs.items())))
+
+    @classmethod
+    @cache
+    def _schema_made_once(cls, args: tuple[Any, ...], kwargs: frozenset[tuple[str, Any]]) -> dict[str, Any]:
+        # Prefect asks for the schema anew for each field of a block that it saves, 40 times and more.
+        return super().model_json_schema(*args, **dict(kwargs))
 
     @model_validator(mode="before")
     @classmethod

@@ -124,10 +124,10 @@ async def find_last_word(session: LaunchSession, live: LiveLaunch) -> JobRecord:
 
 
 async def find_later(
-    session: LaunchSession, live: LiveLaunch, pauses: Sequence[float] = LOOK_AGAIN_SECONDS
+    session: LaunchSession, live: LiveLaunch, pauses: Sequence[float] | None = None
 ) -> JobRecord | None:
     """Return the launch's job if it turns up a little later: nobody knows yet whether there is one."""
-    for pause_seconds in pauses:
+    for pause_seconds in LOOK_AGAIN_SECONDS if pauses is None else pauses:
         await session.clock.sleep(pause_seconds)
         if job := await _look_again(session, live):
             return job

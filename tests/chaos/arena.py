@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 import httpx
+from prefect.client.orchestration import get_client
 
 from tests.chaos import auditor
 from tests.chaos.auditor import Evidence, FlowRun, PrefectSide
@@ -23,6 +24,7 @@ from tests.chaos.servers import ENTITY, PrefectProcess, SandboxProcess, last_lin
 from tests.chaos.slot_trace import slots_in_hand
 from tests.chaos.workload import Workload
 from tests.integration.launch_queue import LaunchQueue
+from vertex_launch.migration import UNLIMITED, shared_limit_name
 
 # A dead agent is noticed after seconds instead of minutes; what is half of what stays half of it.
 QUICK: Mapping[str, Any] = {
@@ -40,6 +42,7 @@ QUICK: Mapping[str, Any] = {
     "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
     "flows.launch_runs.MAX_CRASH_PAUSE_SECONDS": 2.0,
     # The sandbox lists a job as soon as there is one.
+    "flows.attempts.LOOK_AGAIN_SECONDS": (0.2, 0.5),
     "flows.attempts.LAST_LOOKS_SECONDS": (0.2, 0.5),
     "flows.course.FIRST_PAUSE_SECONDS": 1.0,
     "flows.course.MAX_PAUSE_SECONDS": 4.0,
@@ -186,30 +189,45 @@ async def arena(
     seed: int,
     max_jobs: int,
     job_seconds: float,
+    is_shared: bool = False,
     prefect_server: PrefectProcess | None = None,
     settings: Mapping[str, Any] = QUICK,
     lease_seconds: float = LEASE_SECONDS,
     **block: Any,
 ) -> AsyncIterator[Arena]:
-    """A queue on a sandbox of its own. Should the body fail its seed is printed and its logs are kept."""
+    """A queue on a sandbox of its own. Should the body fail its seed is printed and its logs are kept.
+
+    Its limit is one of its own, or one that queues share.
+    """
     directory = Path(tempfile.mkdtemp(prefix=f"vertex-launch-chaos-{seed}-"))
     print(f"\nseed {seed}, logs in {directory}")
     async with contextlib.AsyncExitStack() as stack:
         sandbox = await stack.enter_async_context(SandboxProcess(directory, lease_seconds=lease_seconds))
         queue = LaunchQueue(sandbox, max_jobs=max_jobs)  # pyright: ignore[reportArgumentType] - as good as one
+        if is_shared:
+            shared_limits = [await _make_shared_limit(queue.name, max_jobs)]
+            block |= {"max_jobs": UNLIMITED, "shared_limits": shared_limits}
         made = await queue.create(**block)
+        limit_name = made.shared_limits[0] if is_shared else made.limit_name
         agents = await stack.enter_async_context(nursery(directory, environment, settings))
         random = Random(seed)
         yield Arena(
             directory,
             random,
             sandbox,
-            PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue.name}", limit_name=made.limit_name),
+            PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue.name}", limit_name=limit_name),
             agents,
             Workload(sandbox, queue.name, random, job_seconds),
             max_jobs,
             prefect_server,
         )
+
+
+async def _make_shared_limit(name: str, max_jobs: int) -> str:
+    limit_name = shared_limit_name(name)
+    async with get_client() as client:
+        await client.upsert_global_concurrency_limit_by_name(limit_name, max_jobs)
+    return limit_name
 
 
 def last_words(arena: Arena) -> str:

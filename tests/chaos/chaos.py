@@ -44,7 +44,7 @@ REPORTED = ("items", "jobs", "kills", "reports sent again")
 
 @dataclass(frozen=True)
 class Round:
-    """What dies in a round, how often, and whether Prefect keeps its data in a file.
+    """What dies in a round and how often, whether Prefect keeps its data in a file and the limit is shared.
 
     A small `max_jobs` is soon used up by the slots that agents die with in hand, and the storm is slower.
     """
@@ -54,13 +54,14 @@ class Round:
     share: float
     max_jobs: int = 16
     on_file: bool = False
+    is_shared: bool = False
 
 
 ROUNDS = (
     Round("agents only", (), 0.3),
     Round("agents only, few slots", (), 0.1, max_jobs=4),
     Round("agents and the sandbox", ("sandbox",), 0.2),
-    Round("agents and the Prefect server", ("prefect",), 0.2, on_file=True),
+    Round("agents and the Prefect server, a shared limit", ("prefect",), 0.2, on_file=True, is_shared=True),
     Round("all of them; agents are frozen and asked to end too", EVERY_BLOW, 0.2, on_file=True),
 )
 
@@ -75,6 +76,7 @@ async def run_round(which: Round, seed: int, kills: int) -> tuple[list[str], dic
                 server.environment,
                 seed=seed,
                 max_jobs=which.max_jobs,
+                is_shared=which.is_shared,
                 job_seconds=JOB_SECONDS,
                 prefect_server=server,
                 settings=PATIENT if which.on_file else QUICK,

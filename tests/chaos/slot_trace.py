@@ -18,7 +18,7 @@ _ASKED, _GRANTED, _NONE, _GONE = "asked", "granted", "none", "gone"
 def trace() -> None:
     """Let this process write into its log which slots it takes, gives back and hands to launches."""
     from flows.launch_runs import LaunchRuns
-    from flows.slots import Slots
+    from flows.slots import Slots, lease_of
 
     take, release, create = Slots.try_take, Slots.release, LaunchRuns.create
 
@@ -36,10 +36,10 @@ def trace() -> None:
         _write(_GONE, lease_id)
 
     @functools.wraps(create)
-    async def traced_create(self: Any, item: Any, lease_id: Any = None) -> Any:
-        flow_run = await create(self, item, lease_id)
+    async def traced_create(self: Any, item: Any, labels: Any = None) -> Any:
+        flow_run = await create(self, item, labels)
         if flow_run is not None:
-            _write(_GONE, lease_id)
+            _write(_GONE, lease_of(labels or {}))
         return flow_run
 
     Slots.try_take, Slots.release, LaunchRuns.create = traced_take, traced_release, traced_create
