@@ -26,6 +26,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.background import in_background
 from flows.launch_engine import start_launch
+from flows.mending import Mendings
 from flows.queue_server import QueueServer, StartLaunch, Tally
 from flows.registration import Registration, register
 from flows.rotation import Rotation, by_shared_limits
@@ -106,6 +107,7 @@ class Agent:
             None if max_runtime_minutes is None else self._clock.monotonic() + max_runtime_minutes * 60
         )
         self._sessions: list[LaunchSession] = []
+        self._mendings = Mendings(client, clock=self._clock)
         self._rotations: list[Rotation] = []
         self._registrations: list[Registration] = []
         self._wakes: list[asyncio.Event] = []
@@ -180,7 +182,12 @@ class Agent:
 
     def _server(self, session: LaunchSession, wake: asyncio.Event) -> QueueServer:
         return QueueServer(
-            session, self._client, agent_run_id=self._flow_run_id, wake=wake, start=self._start
+            session,
+            self._client,
+            agent_run_id=self._flow_run_id,
+            wake=wake,
+            mendings=self._mendings,
+            start=self._start,
         )
 
     async def _queue_id(self, session: LaunchSession) -> str | None:

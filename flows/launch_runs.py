@@ -18,11 +18,12 @@ from prefect.states import Pending, Running, to_state_create
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
-from flows.slots import limits_of
+from flows.slots import notes_slot
 from flows.standing import Colleagues, read_flow_runs
 from flows.tags import CANCEL_TAG, PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
+from vertex_launch.migration import SHARED_LIMIT_PREFIX
 
 # A launch that crashed again and again is started again a minute later, then two, for as long as it takes:
 # its job may run on, and its slot must not end before.
@@ -182,13 +183,14 @@ class LaunchRuns:
         """Return those of this agent's launches that another agent has taken over."""
         return flow_run_ids - {run.id for run in await self._read_own(flow_run_ids)}
 
-    async def slots_noted(self, limit_name: str, label: str, *, everywhere: bool) -> int:
-        """Return how many launches under way have noted a slot under a limit, whoever carries them.
+    async def slots_noted(self, limit_name: str, label: str) -> int:
+        """Return how many launches under way have noted, by a label, a slot under a limit.
 
-        They are this queue's, or `everywhere` those of all queues.
+        Whoever carries them; under a shared limit they are those of all queues.
         """
-        runs = await self._read_unfinished([PRODUCT_TAG] if everywhere else self._tags)
-        return sum(limit_name in limits_of(run.labels, label) for run in runs)
+        is_shared = limit_name.startswith(SHARED_LIMIT_PREFIX)
+        runs = await self._read_unfinished([PRODUCT_TAG] if is_shared else self._tags)
+        return sum(notes_slot(run.labels, label, limit_name) for run in runs)
 
     async def _read_own(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
         runs = await read_flow_runs(self._client, flow_run_ids)

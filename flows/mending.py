@@ -6,10 +6,12 @@ were taken. What no launch has noted as its own is nobody's once it has been so 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 from prefect.client.orchestration import PrefectClient
@@ -23,12 +25,33 @@ EXCESS_SECONDS = 900.0
 SPREAD_SECONDS = 10.0
 
 
+# Tells how many launches under way note a slot under a limit, given its name, by a label.
+Noted = Callable[[str, str], Awaitable[int]]
+
+
 @dataclass(slots=True)
 class _Excess:
     """So many more slots at least have been counted than noted; when that is to be corrected."""
 
     least: int
     due: float
+
+
+class Mendings:
+    """The mending of every limit that the queues of one agent count under."""
+
+    def __init__(self, client: PrefectClient, *, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+        self._by_limit: dict[str, Mending] = {}
+
+    def of(self, noted: Noted, limit_name: str, label: str) -> Mending:
+        """Return the one mending of a limit; queues that share a limit share it."""
+        if limit_name not in self._by_limit:
+            self._by_limit[limit_name] = Mending(
+                self._client, limit_name, noted=partial(noted, limit_name, label), clock=self._clock
+            )
+        return self._by_limit[limit_name]
 
 
 class Mending:
@@ -45,6 +68,7 @@ class Mending:
         self._noted = noted
         self._clock = clock
         self._excess: _Excess | None = None
+        self._is_mending = asyncio.Lock()
 
     def start_over(self) -> None:
         """Count the time anew: something went wrong, or changes hands, and a slot may be counted for it."""
@@ -57,6 +81,12 @@ class Mending:
         something goes wrong nobody can tell: a slot whose answer was lost is counted until its lease ends,
         and so is one that an agent died with in hand.
         """
+        if self._is_mending.locked():
+            return  # another queue's turn
+        async with self._is_mending:
+            await self._mend()
+
+    async def _mend(self) -> None:
         excess, now = await self._count_excess(), self._clock.monotonic()
         if excess <= 0:
             self._excess = None

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from math import inf
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from flows.background import in_background
 from flows.launch_engine import start_launch
 from flows.launch_runs import FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
+from flows.mending import Mendings
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
@@ -76,8 +78,8 @@ class Tally:
 class QueueServer:
     """One agent's work on one queue.
 
-    `wake` is set whenever there may be something to do before the next look; `start` starts a launch's
-    flow run. Whatever goes wrong with one item stays with that item.
+    `wake` is set whenever there may be something to do before the next look; `mendings` are the agent's;
+    `start` starts a launch's flow run. Whatever goes wrong with one item stays with that item.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class QueueServer:
         *,
         agent_run_id: UUID,
         wake: asyncio.Event,
+        mendings: Mendings,
         start: StartLaunch = start_launch,
     ) -> None:
         block = session.block
@@ -104,12 +107,13 @@ class QueueServer:
             owner_id=agent_run_id,
             clock=self._clock,
         )
+        mending_of = partial(mendings.of, self._runs.slots_noted)
         self._slots = slots_of(
             block,
             client,
             holder_id=agent_run_id,
             clock=self._clock,
-            noted=self._runs.slots_noted,
+            mending_of=mending_of,
             taken=self._runs.taken,
         )
         self._scheduler_slots = scheduler_slots_of(
@@ -117,7 +121,7 @@ class QueueServer:
             client,
             holder_id=agent_run_id,
             clock=self._clock,
-            noted=self._runs.slots_noted,
+            mending_of=mending_of,
             taken=self._runs.taken,
         )
         self._carried: dict[str, asyncio.Task[None]] = {}

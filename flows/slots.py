@@ -19,8 +19,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
 from uuid import UUID
 
 import httpx
@@ -38,14 +36,8 @@ from vertex_launch.migration import SHARED_LIMIT_PREFIX
 logger = logging.getLogger(__name__)
 
 
-class Noted(Protocol):
-    """Tells how many launches under way note slots."""
-
-    def __call__(self, limit_name: str, label: str, *, everywhere: bool) -> Awaitable[int]:
-        """Return how many note, by a label, one under a limit: of this queue, or `everywhere` of all."""
-        ...
-
-
+# The mending of a limit under which launches count, by the label with which they note that.
+MendingOf = Callable[[str, str], Mending]
 Taken = Callable[[set[UUID]], Awaitable[set[UUID]]]
 
 UNLIMITED = -1
@@ -64,7 +56,7 @@ def slots_of(
     *,
     holder_id: UUID,
     clock: Clock,
-    noted: Noted | None = None,
+    mending_of: MendingOf | None = None,
     taken: Taken | None = None,
 ) -> Slots:
     """Return the slots of a queue's jobs."""
@@ -75,7 +67,7 @@ def slots_of(
         shared_limits=block.shared_limits,
         clock=clock,
         holder_id=holder_id,
-        noted=noted,
+        mending_of=mending_of,
         taken=taken,
     )
 
@@ -86,7 +78,7 @@ def scheduler_slots_of(
     *,
     holder_id: UUID,
     clock: Clock,
-    noted: Noted | None = None,
+    mending_of: MendingOf | None = None,
     taken: Taken | None = None,
 ) -> Slots:
     """Return the slots of a queue's sweep schedulers, which do not count as jobs."""
@@ -97,16 +89,15 @@ def scheduler_slots_of(
         clock=clock,
         holder_id=holder_id,
         label=SCHEDULER_LEASE_LABEL,
-        noted=noted,
+        mending_of=mending_of,
         taken=taken,
     )
 
 
-def limits_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> list[str]:
-    """Return the limits under which a launch's slot counts, as its flow run's labels have it."""
-    if lease_of(labels, label) is None:
-        return []
-    return [str(name) for name in json.loads(str(labels.get(_limits_label(label), "[]")))]
+def notes_slot(labels: Mapping[str, object], label: str, limit_name: str) -> bool:
+    """Return whether a launch notes a slot under a limit, as its flow run's labels have it."""
+    limits = labels.get(_limits_label(label))
+    return lease_of(labels, label) is not None and (limits is None or limit_name in json.loads(str(limits)))
 
 
 def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | None:
@@ -150,9 +141,9 @@ class Slots:
 
     `max_jobs` -1 means no limit of its own; without a shared one every slot is granted then and Prefect
     is not asked. `shared_limits` are global concurrency limits that somebody made. `label` is that of a
-    flow run which notes the lease of its slot. `noted` tells how many launches under way note a slot of
-    the own limit, whoever carries them; `taken` which of some launches' flow runs another agent has taken
-    over, with their slots.
+    flow run which notes the lease of its slot. `mending_of` gives the mending of a limit under which nothing
+    but launches counts; `taken` tells which of some launches' flow runs another agent has taken over, with
+    their slots.
     """
 
     def __init__(
@@ -165,7 +156,7 @@ class Slots:
         shared_limits: Sequence[str] = (),
         holder_id: UUID | None = None,
         label: str = LEASE_LABEL,
-        noted: Noted | None = None,
+        mending_of: MendingOf | None = None,
         taken: Taken | None = None,
     ) -> None:
         self._client = client
@@ -178,11 +169,9 @@ class Slots:
         self._label = label
         self._taken = taken
         self._mendings = [
-            Mending(
-                client, name, noted=partial(noted, name, label, everywhere=name != limit_name), clock=clock
-            )
+            mending_of(name, label)
             for name in self._limit_names
-            if noted is not None and (name == limit_name or name.startswith(SHARED_LIMIT_PREFIX))
+            if mending_of and (name == limit_name or name.startswith(SHARED_LIMIT_PREFIX))
         ]
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         # A dict for its order: renewals and what is owed go by who came first.

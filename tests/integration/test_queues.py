@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import State
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 
 from flows.agent import agent
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
+from vertex_launch.migration import shared_limit_name
 from vertex_launch.sandbox.server import Sandbox
 
 BRIEFLY = ("-c", "import time; time.sleep(0.3)")
@@ -59,6 +61,37 @@ async def test_queues_that_share_a_limit_take_turns_under_it(
     jobs = sorted(await first.jobs(), key=lambda job: int(job.job_id))
     assert order_of_jobs([first, second], jobs) == "ababa"
     assert most == 1
+    async with get_client() as client:
+        assert (await client.read_global_concurrency_limit_by_name(limit)).active_slots == 0
+
+
+async def test_slots_that_a_restarted_server_counts_under_a_shared_limit_are_taken_off_and_no_others(
+    sandbox: Sandbox, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("flows.mending.EXCESS_SECONDS", 1.0)
+    monkeypatch.setattr("flows.mending.SPREAD_SECONDS", 0.1)
+    monkeypatch.setattr("flows.queue_server.ADOPTION_SECONDS", 0.1)
+    first, second = LaunchQueue(sandbox), LaunchQueue(sandbox)
+    limit = await shared_limit(shared_limit_name(first.name), 4)
+    async with get_client() as client:
+        await client.update_global_concurrency_limit(limit, GlobalConcurrencyLimitUpdate(active_slots=3))
+    for queue in (first, second):
+        await queue.create(shared_limits=[limit], max_jobs=-1)
+    go = tmp_path / "go"
+    until_told = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
+    first.push("python", "-c", until_told)
+    for _ in range(3):
+        second.push("python", "-c", until_told)
+    draining = asyncio.create_task(drain(first, second))
+
+    async def all_are_under_way() -> bool:
+        return len(await first.jobs()) == 4
+
+    await until(all_are_under_way)
+    async with get_client() as client:
+        assert (await client.read_global_concurrency_limit_by_name(limit)).active_slots == 4
+    go.touch()
+    assert (await draining).is_completed()
     async with get_client() as client:
         assert (await client.read_global_concurrency_limit_by_name(limit)).active_slots == 0
 

@@ -268,7 +268,7 @@ def lease_not_noted(patch: pytest.MonkeyPatch) -> None:
 def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
     """Slots that live launches hold are taken for nobody's and freed."""
 
-    async def none_noted(*_: Any, **__: Any) -> int:
+    async def none_noted(*_: Any) -> int:
         return 0
 
     patch.setattr(LaunchRuns, "slots_noted", none_noted)
