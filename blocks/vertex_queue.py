@@ -19,6 +19,7 @@ from vertex_launch.call_budget import CALLS_PER_MINUTE, SUBMISSIONS_PER_MINUTE
 from vertex_launch.errors import InvalidQueueConfig, NotFound, Problem
 from vertex_launch.locks import Locks
 from vertex_launch.queue_config import QueueDefaults, parse_queue_config
+from vertex_launch.shared_limit import SHARED_LIMIT_PREFIX, shared_limit_name
 from vertex_launch.vertex_jobs import VertexJobs
 from vertex_launch.wandb_queue import WandbQueue
 
@@ -114,10 +115,10 @@ class VertexLaunchQueue(Block):
         description=(
             "Names of Prefect global concurrency limits under which each job of this queue counts as well; "
             "queues that name the same one share it. Create them first. One whose name begins with "
-            "vertex-launch-shared: is put right by the agents after a restart of Prefect's server; nothing "
+            f"{SHARED_LIMIT_PREFIX} is put right by the agents after a restart of Prefect's server; nothing "
             "but launches may count under it."
         ),
-        examples=[["vertex-launch-shared:gpus"]],
+        examples=[[shared_limit_name("gpus")]],
     )
     max_schedulers: int = Field(
         default=1,

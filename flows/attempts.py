@@ -13,7 +13,16 @@ from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.clock import sleep_until
 from vertex_launch.diagnosis import Category, Diagnosis, diagnose
-from vertex_launch.errors import LaunchError, OutcomeUnknown, OverQuota, PermissionDenied, Transient
+from vertex_launch.errors import (
+    AuthenticationFailed,
+    LaunchError,
+    NotFound,
+    OutcomeUnknown,
+    OverQuota,
+    Permanent,
+    PermissionDenied,
+    Transient,
+)
 from vertex_launch.lifecycle import (
     Cancel,
     Desired,
@@ -203,8 +212,18 @@ async def _look(session: LaunchSession, live: LiveLaunch) -> tuple[object, tuple
         if not isinstance(decision, Cancel):
             return decision, jobs
         run_log().error("Cancelling %s: %s", decision.job.name, decision.reason)
-        await (await session.regions.of(decision.job.name)).jobs.cancel(decision.job.name)
+        await _cancel(session, decision.job)
         await session.clock.sleep(LOOK_AGAIN_SECONDS[0])
+
+
+async def _cancel(session: LaunchSession, job: JobRecord) -> None:
+    region = await session.regions.of(job.name)
+    try:
+        await region.jobs.cancel(job.name)
+    except NotFound:
+        return  # it is gone by itself
+    except PermissionDenied as error:
+        raise Transient(str(error)) from error
 
 
 async def _look_again(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
@@ -226,9 +245,14 @@ async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ..
     """
     try:
         listed = await session.regions.jobs_of(live.item.item_id, live.locations)
-    except PermissionDenied as error:
-        # Who may not even look has a problem with the queue and not with this item.
-        raise Transient(str(error)) from error
+    except AuthenticationFailed:
+        raise
+    except Permanent as error:
+        # Who may not even look has a problem with the queue and not with this item; and what cannot be
+        # seen may run all the same.
+        if isinstance(error, PermissionDenied) or live.may_have_job:
+            raise Transient(str(error)) from error
+        raise
     jobs = {job.job_id: job for job in listed}
     known = (*live.ended, live.job) if live.job is not None else live.ended
     jobs.update({job.job_id: job for job in known if job.is_terminal or job.job_id not in jobs})

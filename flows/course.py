@@ -90,13 +90,12 @@ class Course:
 
     async def _steps(self) -> State[Any]:
         session, live, log = self._session, self._live, run_log()
-        run_id = await self._take(steps.claim)
-        log.info("Claimed item %s as run %s", live.item.item_id, run_id)
+        if is_claimed := await self._taken_unless_left(steps.claim):
+            log.info("Claimed item %s as run %s", live.item.item_id, live.run and live.run.run_id)
         while True:
             if live.item.job_name:
                 await self._take(steps.find_running_job)
-            else:
-                await self._take(steps.render_job)
+            elif live.job is None and await self._taken_unless_left(steps.render_job):
                 await self._take(steps.submit)
             if live.job is None:
                 if not live.is_stopped_by_someone:
@@ -104,13 +103,30 @@ class Course:
                 break
             log.info("CustomJob %s is %s", live.job.name, live.job.launch_state)
             await self._follow()
-            if not attempts.turn_to_next(session, live):
+            if not is_claimed or not attempts.turn_to_next(session, live):
                 break
             await waiting.tell_of_relaunch(session, live)
         live.job_ended.set()
         await self._assure()
         await self._take(steps.report)
         return outcome.final_state(session, live)
+
+    async def _taken_unless_left(self, step: Step) -> bool:
+        """Take a step on the way to a job; False if it cannot be taken any more, but there is a job already.
+
+        Whatever has become of its item and configuration since, no job is left to itself.
+        """
+        live = self._live
+        try:
+            await self._take(step)
+        except AuthenticationFailed:
+            raise
+        except Permanent as error:
+            if not live.may_have_job or not await self._take(steps.find_left_job):
+                raise
+            run_log().warning("%s is seen through all the same: %s", live.job and live.job.name, error)
+            return False
+        return True
 
     async def _follow(self) -> None:
         """Follow the current attempt's job to its end."""

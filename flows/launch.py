@@ -19,6 +19,7 @@ from typing import Any
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.runtime import flow_run as runtime
 from prefect.states import Completed
 from prefect.tasks import Task
 
@@ -70,6 +71,7 @@ _TASKS: dict[Step, Callable[[str], Awaitable[Any]]] = {
         (steps.render_job, "render"),
         (steps.submit, "submit"),
         (steps.find_running_job, "find"),
+        (steps.find_left_job, "find-left"),
         (steps.wait, "wait"),
         (steps.report, "report"),
         (steps.refuse, "refuse"),
@@ -93,7 +95,9 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
                 return await _run_course(session, taken)
         live = session.live.get(item.item_id)
         if live is None:
-            live = LiveLaunch(item=item, flow_run_id=own_flow_run_id())
+            live = LiveLaunch(
+                item=item, flow_run_id=own_flow_run_id(), may_have_job=runtime.get_run_count() > 1
+            )
             live.may_submit.set()
         return await _run_course(session, live)
 

@@ -18,12 +18,12 @@ from prefect.states import Pending, Running, to_state_create
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
-from flows.slots import notes_slot
+from flows.slots import LEASE_SECONDS, notes_slot
 from flows.standing import Colleagues, read_flow_runs
 from flows.tags import CANCEL_TAG, PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
-from vertex_launch.migration import SHARED_LIMIT_PREFIX
+from vertex_launch.shared_limit import SHARED_LIMIT_PREFIX
 
 # A launch that crashed again and again is started again a minute later, then two, for as long as it takes:
 # its job may run on, and its slot must not end before.
@@ -133,7 +133,7 @@ class LaunchRuns:
         agent's; one that a worker started by itself has no agent, and is nobody's once it has crashed.
         """
         self._looked = self._clock.monotonic()
-        flow_runs = await self._read_unfinished(self._tags)
+        flow_runs = await self._read(self._tags, _MAY_BE_ORPHANED)
         candidates = [
             run
             for run in flow_runs
@@ -189,8 +189,16 @@ class LaunchRuns:
         Whoever carries them; under a shared limit they are those of all queues.
         """
         is_shared = limit_name.startswith(SHARED_LIMIT_PREFIX)
-        runs = await self._read_unfinished([PRODUCT_TAG] if is_shared else self._tags)
-        return sum(notes_slot(run.labels, label, limit_name) for run in runs)
+        runs = await self._read(
+            [PRODUCT_TAG] if is_shared else self._tags, (*_MAY_BE_ORPHANED, StateType.PAUSED)
+        )
+        return sum(notes_slot(run.labels, label, limit_name) and not self._is_long_dead(run) for run in runs)
+
+    def _is_long_dead(self, run: FlowRun) -> bool:
+        """Whether a launch crashed and nobody went on with it for longer than its lease can have lasted."""
+        if run.state is None or not run.state.is_crashed():
+            return False
+        return run.state.timestamp + timedelta(seconds=2 * LEASE_SECONDS) <= self._clock.now()
 
     async def _read_own(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
         runs = await read_flow_runs(self._client, flow_run_ids)
@@ -234,8 +242,8 @@ class LaunchRuns:
             ),
         )
 
-    async def _read_unfinished(self, tags: Sequence[str]) -> list[FlowRun]:
-        """Return the launches with all of these tags that have not ended, oldest first."""
+    async def _read(self, tags: Sequence[str], states: Sequence[StateType]) -> list[FlowRun]:
+        """Return the launches with all of these tags in one of these states, oldest first."""
         found: list[FlowRun] = []
         while True:
             page = await self._client.read_flow_runs(
@@ -243,7 +251,7 @@ class LaunchRuns:
                 flow_run_filter=FlowRunFilter.model_validate(
                     {
                         "tags": {"all_": list(tags)},
-                        "state": {"type": {"any_": list(_MAY_BE_ORPHANED)}},
+                        "state": {"type": {"any_": list(states)}},
                     }
                 ),
                 limit=200,

@@ -15,6 +15,7 @@ from functools import partial
 
 import httpx
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ObjectNotFound
 
 from vertex_launch.clock import Clock
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Slots that no launch has noted for so long are nobody's: a lease without a launch ends much sooner.
 EXCESS_SECONDS = 900.0
 SPREAD_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 3.0
 
 
 # Tells how many launches under way note a slot under a limit, given its name, by a label.
@@ -46,7 +48,10 @@ class Mendings:
         self._by_limit: dict[str, Mending] = {}
 
     def of(self, noted: Noted, limit_name: str, label: str) -> Mending:
-        """Return the one mending of a limit; queues that share a limit share it."""
+        """Return the one mending of a limit; queues that share a limit share it.
+
+        What is noted under a shared limit is the same whichever queue is asked for it.
+        """
         if limit_name not in self._by_limit:
             self._by_limit[limit_name] = Mending(
                 self._client, limit_name, noted=partial(noted, limit_name, label), clock=self._clock
@@ -69,6 +74,8 @@ class Mending:
         self._clock = clock
         self._excess: _Excess | None = None
         self._is_mending = asyncio.Lock()
+        # How many slots under it each queue of this agent has in hand: taken, and no launch's yet.
+        self.in_hand: list[Callable[[], int]] = []
 
     def start_over(self) -> None:
         """Count the time anew: something went wrong, or changes hands, and a slot may be counted for it."""
@@ -88,6 +95,10 @@ class Mending:
 
     async def _mend(self) -> None:
         excess, now = await self._count_excess(), self._clock.monotonic()
+        if excess <= 0 and self._excess is not None:
+            # A launch that is just ending notes a slot that it has given back already.
+            await self._clock.sleep(LOOK_AGAIN_SECONDS)
+            excess = await self._count_excess()
         if excess <= 0:
             self._excess = None
             return
@@ -100,18 +111,22 @@ class Mending:
         if now < self._excess.due:
             return
         await self._clock.sleep(random.uniform(0.0, SPREAD_SECONDS))  # noqa: S311 - jitter
-        least = min(self._excess.least, await self._count_excess()) if self._excess else 0
+        excess = await self._count_excess()
+        least = min(self._excess.least, excess) if self._excess else 0
         self._excess = None
         if least > 0:
             logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
             await self._client.release_concurrency_slots([self._limit_name], least, EXCESS_SECONDS)
 
     async def _count_excess(self) -> int:
-        """Return how many slots the limit counts that no launch has noted."""
+        """Return how many slots the limit counts that no launch has noted, nor this agent in hand."""
         try:
             limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
-            # Reading every launch is worth it only if something is counted.
-            return limit.active_slots - await self._noted() if limit.active_slots else 0
+            if not limit.active_slots:
+                return 0  # nothing for which it would be worth to read every launch
+            return limit.active_slots - await self._noted() - sum(count() for count in self.in_hand)
+        except ObjectNotFound:
+            return 0  # somebody has deleted it; whoever takes a slot makes it again
         except httpx.HTTPError:
             self._excess = None
             raise

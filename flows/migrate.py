@@ -24,9 +24,10 @@ from flows.migration_plan import Plan, QueuePlan, block_form, load_block, names_
 from flows.status import open_prefect
 from vertex_launch.agent_config import read_agent_config
 from vertex_launch.errors import NotFound, Problem
-from vertex_launch.migration import UNLIMITED, Migration, shared_limit_name
+from vertex_launch.migration import UNLIMITED, Migration
 from vertex_launch.queue_review import QueueReview, review_queue
 from vertex_launch.redaction import is_secret_name
+from vertex_launch.shared_limit import shared_limit_name
 from vertex_launch.wandb_queue import WandbEndpoint, WandbQueue
 
 

@@ -31,6 +31,7 @@ from flows.session import LaunchSession
 from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
 from flows.tags import CANCEL_TAG
 from vertex_launch.clock import Clock
+from vertex_launch.errors import LaunchError
 from vertex_launch.lifecycle import Requester, StopRequest
 from vertex_launch.wandb_queue import PoppedItem
 
@@ -221,6 +222,7 @@ class QueueServer:
             await self.try_to_adopt()
             try:
                 await self.let_go_of_others()
+                await self._admit_waiting(are_jobs_settled=False)
                 await self._slots.mend()
                 await self._scheduler_slots.mend()
             except httpx.HTTPError as error:
@@ -256,7 +258,12 @@ class QueueServer:
 
     async def _pop(self) -> PoppedItem | None:
         # Dying after this line costs the item its lease, a minute, and nothing else.
-        return await self.session.wandb.pop(self.agent_id)
+        try:
+            return await self.session.wandb.pop(self.agent_id)
+        except LaunchError:
+            # W&B keeps everybody waiting who has a slot in hand, which is counted and no launch's yet.
+            self._slots.start_mending_over()
+            raise
 
     async def _begin(self, popped: PoppedItem, slot: Slot) -> bool:
         """Start the launch of an item; return whether it goes on under `slot`.
@@ -277,7 +284,8 @@ class QueueServer:
             self.tally.launched += 1
             live = self._live(item, flow_run, popped.api_key)
             if item.is_scheduler:
-                self._carry_scheduler(flow_run, live)
+                slots = self._scheduler_slots
+                self._carry_waiting(flow_run, live, slots, slots.owe(flow_run.id))
                 return False
             slot.go_with(flow_run.id)
             self._carry(flow_run, live, self._slots, slot)
@@ -296,10 +304,6 @@ class QueueServer:
     def _carry_waiting(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         self._waiting[live.item.item_id] = (slot, live)
         self._start(flow_run, live, slots, slot)
-
-    def _carry_scheduler(self, flow_run: FlowRun, live: LiveLaunch) -> None:
-        slots = self._scheduler_slots
-        self._carry_waiting(flow_run, live, slots, slots.owe(flow_run.id))
 
     def _start(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         item_id = live.item.item_id
@@ -374,22 +378,17 @@ class QueueServer:
         for flow_run in await self._runs.adopt(wanted):
             item = items[flow_run.id]
             live = self._live(item, flow_run)
-            slot = None
-            if not item.is_scheduler:
-                slot = await self._slots.take_over(lease_of(flow_run.labels), flow_run.id)
+            slots = self._scheduler_slots if item.is_scheduler else self._slots
+            slot = await slots.take_over(flow_run.labels, flow_run.id)
             if self._clock.monotonic() - looked > FRESH_SECONDS and await self._runs.lost({flow_run.id}):
-                if slot is not None:
-                    self._slots.forget(slot)
+                slots.forget(slot)
                 continue
             if self._held is not None and self._held.item_id == item.item_id:
                 self._held = None  # the answer to its creation was lost: this is its launch
             logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)
             self.tally.adopted += 1
-            if slot is None:
-                self._carry_scheduler(flow_run, live)
-            else:
-                carry = self._carry if slot.is_held else self._carry_waiting
-                carry(flow_run, live, self._slots, slot)
+            carry = self._carry if slot.is_held else self._carry_waiting
+            carry(flow_run, live, slots, slot)
 
         if all([await self._is_covered(flow_run) for flow_run in self._runs.others]):
             self._clear_at = looked

@@ -31,7 +31,7 @@ from blocks.vertex_queue import VertexLaunchQueue
 from flows.mending import Mending
 from vertex_launch.clock import Clock
 from vertex_launch.errors import NotFound, Problem
-from vertex_launch.migration import SHARED_LIMIT_PREFIX
+from vertex_launch.shared_limit import SHARED_LIMIT_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,10 @@ def scheduler_slots_of(
 
 
 def notes_slot(labels: Mapping[str, object], label: str, limit_name: str) -> bool:
-    """Return whether a launch notes a slot under a limit, as its flow run's labels have it."""
+    """Return whether a launch notes a slot under a limit, as its flow run's labels have it.
+
+    One that does not say under which limits is taken to count under any.
+    """
     limits = labels.get(_limits_label(label))
     return lease_of(labels, label) is not None and (limits is None or limit_name in json.loads(str(limits)))
 
@@ -173,9 +176,13 @@ class Slots:
             for name in self._limit_names
             if mending_of and (name == limit_name or name.startswith(SHARED_LIMIT_PREFIX))
         ]
+        for mending in self._mendings:
+            mending.in_hand.append(self._count_in_hand)
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         # A dict for its order: renewals and what is owed go by who came first.
         self._slots: dict[Slot, None] = {}
+        # Given back, while the launch that notes it goes on without a job.
+        self._released: dict[Slot, None] = {}
 
     @property
     def owed(self) -> list[Slot]:
@@ -237,14 +244,14 @@ class Slots:
         self._slots[slot] = None
         return slot
 
-    async def take_over(self, lease_id: UUID | None, flow_run_id: UUID) -> Slot:
+    async def take_over(self, labels: Mapping[str, object], flow_run_id: UUID) -> Slot:
         """Return the slot of a launch that another agent began: with its lease, or else it is owed one.
 
-        Raises httpx.HTTPError when Prefect cannot be reached.
+        `labels` are those of its flow run. Raises httpx.HTTPError when Prefect cannot be reached.
         """
-        slot = Slot(lease_id)
+        slot = Slot(lease_of(labels, self._label))
         slot.go_with(flow_run_id)
-        self._start_mending_over()
+        self.start_mending_over()
         await self._renew(slot)
         self._slots[slot] = None
         return slot
@@ -279,18 +286,27 @@ class Slots:
                 await self._give_back(slot)
         return True
 
+    def start_mending_over(self) -> None:
+        """Something goes wrong: a slot may be counted for it, and nobody's, for a while."""
+        for mending in self._mendings:
+            mending.start_over()
+
     async def mend(self) -> None:
         """Take off the limits' counters what has long been counted and is nobody's.
 
         To be called every minute or so. Raises httpx.HTTPError when Prefect cannot be reached. Under a
         limit that others use as well nobody can tell.
         """
+        # A launch that notes a lease which is gone would be taken for one that has a slot.
+        for slot in [*self._slots, *self._released]:
+            await self._note(slot)
         for mending in self._mendings:
             await mending.mend()
 
     def forget(self, slot: Slot) -> None:
-        """Leave a slot, as it is, to whoever goes on with its launch."""
+        """Leave a slot, as it is, to whoever goes on with its launch, if anybody does."""
         self._slots.pop(slot, None)
+        self._released.pop(slot, None)
 
     def forget_launch(self, flow_run_id: UUID) -> None:
         """Leave the slot of a launch, if it is here, to whoever goes on with it."""
@@ -300,11 +316,9 @@ class Slots:
     async def release(self, slot: Slot) -> None:
         """Give a slot back. If Prefect cannot be reached the lease ends by itself."""
         self._slots.pop(slot, None)
+        if slot.flow_run_id is not None:
+            self._released[slot] = None
         await self._give_back(slot)
-
-    def _start_mending_over(self) -> None:
-        for mending in self._mendings:
-            mending.start_over()
 
     async def leave(self, slot: Slot) -> None:
         """Give a slot back, unless another agent goes on with its launch or that cannot be known now."""
@@ -319,6 +333,9 @@ class Slots:
         else:
             await self.release(slot)
 
+    def _count_in_hand(self) -> int:
+        return sum(slot.is_held and slot.flow_run_id is None for slot in self._slots)
+
     async def _give_back(self, slot: Slot) -> None:
         if not slot.is_held or not self._limit_names:
             return
@@ -331,7 +348,7 @@ class Slots:
                     self._limit_names, slots=1, occupancy_seconds=LEASE_SECONDS
                 )
         except httpx.HTTPError as error:
-            self._start_mending_over()
+            self.start_mending_over()
             logger.warning(
                 "A slot of %s could not be given back (%s); its lease ends in at most %.0f s",
                 self._limit_name, error, LEASE_SECONDS,
@@ -356,7 +373,7 @@ class Slots:
             slot.renewed = sent
         except httpx.HTTPError as error:
             if _status_of(error) not in {404, 410}:
-                self._start_mending_over()
+                self.start_mending_over()
                 raise
             if slot.lease_id != lease_id:
                 return  # it was given back meanwhile
@@ -396,7 +413,7 @@ class Slots:
         except httpx.HTTPError as error:
             if _status_of(error) == httpx.codes.LOCKED:  # the limit is full
                 return False
-            self._start_mending_over()
+            self.start_mending_over()
             raise
         granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
         slot.lease_id, slot.renewed = granted.lease_id, sent

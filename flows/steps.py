@@ -13,7 +13,7 @@ from flows.live_launch import LiveLaunch
 from flows.notices import warn
 from flows.queue_item import run_of
 from flows.session import LaunchSession
-from vertex_launch.errors import InvalidRunSpec, NotFound, OverQuota
+from vertex_launch.errors import InvalidRunSpec, NotFound, OverQuota, PermissionDenied, Transient
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.run_spec import parse_run_spec
 from vertex_launch.vertex_types import JobState
@@ -22,7 +22,8 @@ from vertex_launch.vertex_types import JobState
 async def claim(session: LaunchSession, live: LiveLaunch) -> str:
     """Read the item's run spec and acknowledge it at W&B; return the run id.
 
-    Raises InvalidRunSpec before the item is claimed, and Conflict when another agent has it.
+    Raises InvalidRunSpec before the item is claimed, Conflict when another agent has it, and Transient as
+    long as W&B denies the queue to us, which is no fault of the item.
     """
     if problems := live.item.as_problems():
         raise InvalidRunSpec(problems)
@@ -32,7 +33,10 @@ async def claim(session: LaunchSession, live: LiveLaunch) -> str:
     # it may have failed the item, and nobody can claim it any more.
     if live.item.job_name is None:
         # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
-        await session.wandb.acknowledge(item_id, run.run_id)
+        try:
+            await session.wandb.acknowledge(item_id, run.run_id)
+        except PermissionDenied as error:
+            raise Transient(str(error)) from error
     live.run = run
     return run.run_id
 
@@ -81,6 +85,20 @@ async def _last_look(session: LaunchSession, live: LiveLaunch) -> str:
     """Return the name of a job that turns up after all once no other is to be created, or none."""
     if live.may_have_job and not live.leave.is_set():
         live.job = await attempts.find_later(session, live, attempts.LAST_LOOKS_SECONDS)
+    return live.job.name if live.job is not None else ""
+
+
+async def find_left_job(session: LaunchSession, live: LiveLaunch) -> str:
+    """Return the resource name of the job that another process has made, or none if there is none.
+
+    This is for an item that could not be launched any more: the configuration was changed since, or the
+    item was removed at W&B. What runs already is seen through all the same.
+    """
+    live.run = live.run or run_of(
+        parse_run_spec(live.item.payload, item_id=live.item.item_id), live.item.item_id
+    )
+    live.locations = live.locations or tuple(preparation.locations(session, live.item))
+    live.job = await attempts.find(session, live) or await attempts.find_later(session, live)
     return live.job.name if live.job is not None else ""
 
 

@@ -17,14 +17,16 @@ from flows.session import LaunchSession, own_flow_run_id
 from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
 from flows.standing import read_flow_runs
 from flows.tags import launch_tags, owner_of
+from vertex_launch.clock import sleep_until
 
 
 @contextlib.asynccontextmanager
 async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
     """Take the next item of the queue under its concurrency limit; None when nothing is queued.
 
-    Waits for a slot first. The slot is given back when the item's job has ended, and the flow run
-    gets the item's name, tags and parameter, so that it can be found like any other launch.
+    Waits for a slot first. It is given back when the item's job has ended, unless an agent has taken the
+    launch for crashed and goes on with both. The flow run gets the item's name, tags and parameter, so that
+    it can be found like any other launch.
     """
     flow_run_id, clock = own_flow_run_id(), session.clock
     async with get_client() as client:
@@ -70,11 +72,11 @@ async def _taken(session: LaunchSession, slots: Slots) -> Slot:
 
 
 async def _look_after(session: LaunchSession, slots: Slots, slot: Slot, live: LiveLaunch) -> None:
-    """Let the launch start once it has its slot, and give it back when no job is under way any more."""
-    while not slot.is_held and not await slots.settle():
-        await session.clock.sleep(session.block.poll_seconds)
-    live.may_submit.set()
-    await live.job_ended.wait()
+    """Let the launch start once it has its slot, keep it one, and give it back when its job has ended."""
+    while not live.job_ended.is_set():
+        if await slots.settle():
+            live.may_submit.set()
+        await sleep_until(live.job_ended, session.block.poll_seconds, session.clock)
     await slots.leave(slot)
     await asyncio.Event().wait()
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from vertex_launch.findings import Findings
 from vertex_launch.json_value import at, is_list, is_object, json_problems, kind_of, shown
-from vertex_launch.migration import DEFAULT_STOP_SECONDS, UNLIMITED, Fate, Migration, Row, shared_limit_name
+from vertex_launch.migration import DEFAULT_STOP_SECONDS, UNLIMITED, Fate, Migration, Row
+from vertex_launch.shared_limit import shared_limit_name
 from vertex_launch.spelling import right_spelling
 
 DEFAULT_QUEUE: Final = "default"

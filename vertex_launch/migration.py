@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from vertex_launch.errors import Problem
+from vertex_launch.shared_limit import shared_limit_name
 
 UNLIMITED: Final = -1
 DEFAULT_STOP_SECONDS: Final = 60
@@ -20,10 +21,6 @@ class Fate(StrEnum):
     DEPLOYMENT = "deployment setting"
     NO_MEANING = "has no meaning here"
     CANNOT_MOVE = "cannot be moved"
-
-
-# Under a limit with such a name nothing but launches counts.
-SHARED_LIMIT_PREFIX = "vertex-launch-shared:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,3 @@ class Migration:
             "stop_grace_seconds": self.stop_grace_seconds,
             "start_timeout_seconds": self.start_timeout_seconds,
         }
-
-
-def shared_limit_name(entity: str) -> str:
-    """Return the name of the limit under which all queues of one agent count."""
-    return f"{SHARED_LIMIT_PREFIX}{entity}"

@@ -24,7 +24,8 @@ from tests.chaos.servers import ENTITY, PrefectProcess, SandboxProcess, last_lin
 from tests.chaos.slot_trace import slots_in_hand
 from tests.chaos.workload import Workload
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.migration import UNLIMITED, shared_limit_name
+from vertex_launch.migration import UNLIMITED
+from vertex_launch.shared_limit import shared_limit_name
 
 # A dead agent is noticed after seconds instead of minutes; what is half of what stays half of it.
 QUICK: Mapping[str, Any] = {

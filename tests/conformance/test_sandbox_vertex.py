@@ -218,7 +218,7 @@ async def test_a_job_that_outlives_its_timeout_fails(vertex: Served):
     ended = await outcome(vertex, job(python(HOLD), scheduling={"timeout": Duration(seconds=1)}))
     assert (ended.state, ended.error.code) == (JobState.JOB_STATE_FAILED, 4)
     assert "timeout of 1 seconds" in ended.error.message
-    assert 1 <= time.monotonic() - started < 10
+    assert time.monotonic() - started >= 1
 
 
 # --- cancelling

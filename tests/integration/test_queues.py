@@ -16,8 +16,8 @@ from flows.agent import agent
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.migration import shared_limit_name
 from vertex_launch.sandbox.server import Sandbox
+from vertex_launch.shared_limit import shared_limit_name
 
 BRIEFLY = ("-c", "import time; time.sleep(0.3)")
 

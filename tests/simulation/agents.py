@@ -34,7 +34,7 @@ from tests.simulation.process import Process, current
 from tests.simulation.wandb_model import ENTITY, QUEUE
 from tests.simulation.world import World
 from vertex_launch.errors import LaunchError, OutcomeUnknown, Transient
-from vertex_launch.migration import shared_limit_name
+from vertex_launch.shared_limit import shared_limit_name
 
 # What the platform gives a process between SIGTERM and SIGKILL.
 TERMINATION_SECONDS = 30.0

@@ -72,6 +72,8 @@ class Auditor:
         self._faults_until = faults_until
         self._max_jobs = max_jobs
         self._asked: dict[str, float] = {}
+        self._denied: set[str] = set()
+        self._unseen: set[str] = set()
         self._ended: dict[str, StateType] = {}
         self._failed: set[str] = set()
         # What an item and its flow run were at the last look: nothing is new if they are still so.
@@ -86,6 +88,14 @@ class Auditor:
     def asked_to_end(self, item_id: str) -> None:
         """A person has asked for an item's end."""
         self._asked.setdefault(item_id, self._now())
+
+    def denied(self, item_id: str) -> None:
+        """Vertex AI has said that the item's job may not be created: a reason to fail the item."""
+        self._denied.add(item_id)
+
+    def unseen(self, run_id: str) -> None:
+        """W&B has not shown a run, as it does with other people's projects: none can be missed then."""
+        self._unseen.add(run_id)
 
     def started(self, process: str, item_id: str) -> None:
         """A process has made the flow run of an item: in the order in which W&B handed them out."""
@@ -213,7 +223,7 @@ class Auditor:
         require(ended is not None, 10, f"item {item_id} has not ended")
         jobs = sorted(self._jobs_of(item), key=lambda job: (job.attempt, -job.created))
         if not jobs:
-            may_be_without = item.script.is_poison or item_id in self._asked
+            may_be_without = item.script.is_poison or item_id in self._asked or item_id in self._denied
             require(may_be_without, 10, f"item {item_id} ended as {ended} without a job")
             require(item.state is ItemState.FAILED, 6, f"the end of item {item_id} was not reported")
             return
@@ -223,7 +233,10 @@ class Auditor:
             latest = max(self._asked[item_id], self._faults_until) + CANCEL_SECONDS
             late = [job.name for job in jobs if (job.end_time() or 0.0) > latest]
             require(not late, 7, f"the end of item {item_id} was asked for and {late} ended too late")
-        if state is JobState.JOB_STATE_SUCCEEDED and item.script.calls_init:
+        is_mute = not item.script.calls_init
+        if state is JobState.JOB_STATE_SUCCEEDED and is_mute and item.run_id in self._unseen:
+            return
+        if state is JobState.JOB_STATE_SUCCEEDED and not is_mute:
             require(item.state is ItemState.CLAIMED, 6, f"item {item_id} succeeded and is {item.state}")
             is_right = ended is StateType.COMPLETED or (
                 ended is StateType.CANCELLED and item_id in self._asked
@@ -232,7 +245,7 @@ class Auditor:
             require(item.state is ItemState.FAILED, 6, f"the end of item {item_id} was not reported")
             is_right = ended in {StateType.FAILED, StateType.CANCELLED}
         require(is_right, 6, f"{last.name} of item {item_id} is {state!r}, its launch {ended}")
-        if last.end is End.PREEMPTION and item_id not in self._asked:
+        if last.end is End.PREEMPTION and item_id not in self._asked and item_id not in self._denied:
             require(last.attempt > MAX_RELAUNCHES, 10, f"item {item_id} was preempted and not run again")
 
     def _jobs_of(self, item: Item) -> list[Job]:

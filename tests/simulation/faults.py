@@ -9,14 +9,24 @@ from random import Random
 SYSTEMS = ("wandb", "vertex", "prefect")
 # What a client waits for an answer.
 TIMEOUT_SECONDS = 30.0
+# In so many simulations somebody is refused.
+REFUSALS_SHARE = 0.3
 
 
 class Loss(Enum):
-    """What of a call is lost: nothing, the request, or the answer to it."""
+    """What of a call is lost: nothing, the request, or the answer to it; or what is refused to the caller."""
 
     NOTHING = "nothing"
     REQUEST = "request"
     ANSWER = "answer"
+    # 401 and 403: the other side does not accept the key, or says no to whose key it is.
+    KEY = "key"
+    RIGHT = "right"
+
+    @property
+    def is_carried_out(self) -> bool:
+        """Whether the other side does what was asked for."""
+        return self in {Loss.NOTHING, Loss.ANSWER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,17 @@ def draw_faults(random: Random, until: float) -> Faults:
         loss = random.choice([Loss.REQUEST, Loss.REQUEST, Loss.ANSWER])
         faults.outages += [Outage(system, start, min(until, start + length), loss) for system in systems]
     return faults
+
+
+def add_refusals(faults: Faults, random: Random) -> None:
+    """Add times in which systems do not accept the key, or say no."""
+    if random.random() < REFUSALS_SHARE:
+        for _ in range(random.choice([1, 1, 2])):
+            systems = SYSTEMS if random.random() < 0.2 else (random.choice(SYSTEMS),)
+            start = random.uniform(0.0, faults.until)
+            end = min(faults.until, start + random.choice([5.0, 30.0, 100.0, 300.0, 900.0]))
+            loss = random.choice([Loss.KEY, Loss.RIGHT])
+            faults.outages += [Outage(system, start, end, loss) for system in systems]
 
 
 def add_lone_faults(faults: Faults, random: Random, agents: int) -> None:

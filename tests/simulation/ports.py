@@ -13,12 +13,19 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.flow_run_page import FlowRunPage
 from tests.simulation.faults import Loss
-from tests.simulation.prefect_model import Answer
+from tests.simulation.prefect_model import Answer, refusal
 from tests.simulation.process import Process
-from tests.simulation.vertex_model import PARENT
+from tests.simulation.vertex_model import PARENT, run_id_of
 from tests.simulation.wandb_model import ENTITY, QUEUE, Pop
 from tests.simulation.world import World
-from vertex_launch.errors import OutcomeUnknown, Transient
+from vertex_launch.errors import (
+    AuthenticationFailed,
+    OutcomeUnknown,
+    Permanent,
+    PermissionDenied,
+    Problem,
+    Transient,
+)
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.wandb_queue import (
     AgentRecord,
@@ -31,6 +38,8 @@ from vertex_launch.wandb_queue import (
 )
 
 T = TypeVar("T")
+
+_REFUSALS = {Loss.KEY: httpx.codes.UNAUTHORIZED, Loss.RIGHT: httpx.codes.FORBIDDEN}
 
 
 class WandbPort:
@@ -87,7 +96,15 @@ class WandbPort:
         return await self._read("read_runs", lambda: self._model.read_runs(list(runs)), len(runs))
 
     async def read_run_state(self, entity: str, project: str, run_id: str) -> str | None:
-        return await self._read("read_run_state", lambda: self._model.read_run_state(run_id), run_id)
+        def lost(loss: Loss) -> Exception:
+            if loss is Loss.RIGHT:
+                self._world.auditor.unseen(run_id)
+            return _lost_at_wandb(loss)
+
+        return await self._world.effect(
+            self._process, "wandb", "read_run_state", lambda: self._model.read_run_state(run_id), lost,
+            subject=run_id,
+        )  # fmt: skip
 
     async def _read(self, name: str, apply: Callable[[], T], subject: object = "") -> T:
         return await self._world.effect(self._process, "wandb", name, apply, _lost_at_wandb, subject=subject)
@@ -124,8 +141,13 @@ class VertexPort:
                 self._world.loop.call_later(delay, self._world.stop_run, made.run_id)
             return made.record_at(made.created)
 
+        def lost(loss: Loss) -> Exception:
+            if loss is Loss.RIGHT:
+                self._world.auditor.denied(self._world.wandb.item_of_run[run_id_of(job)].item_id)
+            return _lost_create(loss)
+
         return await self._world.effect(
-            self._process, "vertex", "create", create, _lost_create, subject=_item_label(job), is_write=True
+            self._process, "vertex", "create", create, lost, subject=_item_label(job), is_write=True
         )
 
     async def get(self, name: str, *, attempts: int = 4) -> JobRecord:
@@ -290,18 +312,25 @@ def _item_label(job: Any) -> str:
 
 
 def _lost_at_wandb(loss: Loss) -> Exception:
-    return Transient(f"W&B: the {loss.value} was lost")
+    return _refused(loss, "W&B") or Transient(f"W&B: the {loss.value} was lost")
 
 
 def _lost_at_vertex(loss: Loss) -> Exception:
-    return Transient(f"Vertex AI: the {loss.value} was lost")
+    return _refused(loss, "Vertex AI") or Transient(f"Vertex AI: the {loss.value} was lost")
 
 
 def _lost_create(loss: Loss) -> Exception:
-    return OutcomeUnknown(f"Vertex AI: the {loss.value} was lost")
+    return _refused(loss, "Vertex AI") or OutcomeUnknown(f"Vertex AI: the {loss.value} was lost")
+
+
+def _refused(loss: Loss, where: str) -> Exception | None:
+    kinds: dict[Loss, type[Permanent]] = {Loss.KEY: AuthenticationFailed, Loss.RIGHT: PermissionDenied}
+    return kinds[loss](Problem(where, "it says no")) if loss in kinds else None
 
 
 def _lost_at_prefect(loss: Loss) -> Exception:
+    if loss in _REFUSALS:
+        return refusal(_REFUSALS[loss])
     if loss is Loss.REQUEST:
         return httpx.ConnectError("Prefect: the request was lost")
     return httpx.ReadTimeout("Prefect: the answer was lost")

@@ -17,7 +17,7 @@ import httpx
 from tests.simulation import scripts
 from tests.simulation.agents import Deployment, Shape, make_block
 from tests.simulation.auditor import Violation
-from tests.simulation.faults import Faults, add_lone_faults, draw_faults
+from tests.simulation.faults import Faults, add_lone_faults, add_refusals, draw_faults
 from tests.simulation.process import make_task
 from tests.simulation.virtual_time import VirtualLoop
 from tests.simulation.world import Crash, World
@@ -73,6 +73,7 @@ def simulate(seed: int, items: int = 20) -> Result:
         terminated_share=random.choice([0.0, 0.5, 1.0]),
         unnoticed_share=random.choice([0.0, 0.5]),
     )
+    add_refusals(faults, Random(seed + 4))
     if shape.agents > 1:
         add_lone_faults(faults, Random(seed + 2), shape.agents)
     is_shared = Random(seed + 3).random() < SHARED_SHARE

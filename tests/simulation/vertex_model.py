@@ -140,7 +140,7 @@ class VertexModel:
             self.most_submissions = max(self.most_submissions, _count_in(self.submissions, now))
 
     def create(self, job: Any) -> Job:
-        run_id = _run_id(job)
+        run_id = run_id_of(job)
         labels = dict(job.labels)
         script = self._script_of_run(run_id)
         if self.refused.get(run_id, 0) < script.refusals:
@@ -216,7 +216,7 @@ def _name(state: JobState | int) -> str:
     return state.name if isinstance(state, JobState) else str(state)
 
 
-def _run_id(job: Any) -> str:
+def run_id_of(job: Any) -> str:
     for entry in job.job_spec.worker_pool_specs[0].container_spec.env:
         if entry.name == "WANDB_RUN_ID":
             return entry.value

@@ -87,8 +87,8 @@ class World:
             raise asyncio.CancelledError
         if self.crash is not None:
             self._die_at(number, Moment.BEFORE, process, f"{system}.{name}({subject})")
-        if way.loss is Loss.REQUEST:
-            self._note(process, number, system, name, subject, "lost")
+        if not way.loss.is_carried_out:
+            self._note(process, number, system, name, subject, f"{way.loss.value} lost")
             await process.thaw()
             raise lost(way.loss)
         result = self._applied(apply, (process, number, system, name, subject))
