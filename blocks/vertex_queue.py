@@ -413,15 +413,15 @@ class VertexLaunchQueue(Block):
             timeout_seconds=self.call_timeout_seconds,
         )
 
-    def open_vertex_jobs(self, location: str | None = None) -> VertexJobs:
-        """Return a client of the jobs in a region, the block's own if none is named.
+    def open_vertex_jobs(self, location: str | None = None, project: str | None = None) -> VertexJobs:
+        """Return a client of the jobs in a region and project, the block's own where none is named.
 
         Nothing is sent before its first call.
         """
         location = location or self.location
         plain = self.endpoint is not None and self.endpoint.startswith("grpc://")
         return VertexJobs(
-            project=self.project,
+            project=project or self.project,
             location=location,
             credentials=None if plain else self.gcp_credentials.get_credentials_from_service_account(),
             endpoint=self.endpoint and self.endpoint.replace("{location}", location),

@@ -244,7 +244,8 @@ async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ..
     A list that lags must neither hide an attempt nor bring one back that has ended.
     """
     try:
-        listed = await session.regions.jobs_of(live.item.item_id, live.locations)
+        parents = session.regions.parents(live.locations) | live.whereabouts
+        listed = await session.regions.jobs_of(live.item.item_id, parents)
     except AuthenticationFailed:
         raise
     except Permanent as error:

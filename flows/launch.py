@@ -18,6 +18,7 @@ from typing import Any
 
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.runtime import flow_run as runtime
 from prefect.states import Completed
@@ -29,6 +30,7 @@ from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession, current_session, enter_session, own_flow_run_id
 from flows.tags import item_of
+from flows.whereabouts import whereabouts_labels, whereabouts_of
 from vertex_launch.errors import OutcomeUnknown, Transient
 
 RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
@@ -96,10 +98,22 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
         live = session.live.get(item.item_id)
         if live is None:
             live = LiveLaunch(
-                item=item, flow_run_id=own_flow_run_id(), may_have_job=runtime.get_run_count() > 1
+                item=item,
+                flow_run_id=own_flow_run_id(),
+                may_have_job=runtime.get_run_count() > 1,
+                whereabouts=await _noted_whereabouts(session, item),
             )
             live.may_submit.set()
         return await _run_course(session, live)
+
+
+async def _noted_whereabouts(session: LaunchSession, item: QueueItem) -> frozenset[str]:
+    """Return where jobs of this flow run's item may be already; note where they may be from now on."""
+    async with get_client() as client:
+        noted = whereabouts_of((await client.read_flow_run(own_flow_run_id())).labels)
+        if not (new := preparation.whereabouts(session, item)) <= noted:
+            await client.update_flow_run_labels(own_flow_run_id(), {**whereabouts_labels(noted | new)})
+    return noted
 
 
 async def _run_course(session: LaunchSession, live: LiveLaunch) -> State[Any]:
@@ -116,8 +130,8 @@ async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  
         return
     async with enter_session(flow_run.parameters["queue"]) as session:
         item = QueueItem.model_validate(flow_run.parameters["item"])
-        locations = preparation.locations(session, item)
-        for job in await session.regions.jobs_of(item_id, locations):
+        parents = preparation.whereabouts(session, item) | whereabouts_of(flow_run.labels)
+        for job in await session.regions.jobs_of(item_id, parents):
             if not job.is_terminal:
                 await (await session.regions.of(job.name)).jobs.cancel(job.name)
 

@@ -21,6 +21,7 @@ from flows.queue_item import QueueItem
 from flows.slots import LEASE_SECONDS, notes_slot
 from flows.standing import Colleagues, read_flow_runs
 from flows.tags import CANCEL_TAG, PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
+from flows.whereabouts import whereabouts_labels, whereabouts_of
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
 from vertex_launch.shared_limit import SHARED_LIMIT_PREFIX
@@ -66,14 +67,18 @@ class LaunchRuns:
         # What other agents carried at the last look for orphans.
         self.others: list[FlowRun] = []
 
-    async def create(self, item: QueueItem, labels: Mapping[str, str] | None = None) -> FlowRun | None:
+    async def create(
+        self, item: QueueItem, whereabouts: frozenset[str], slot_labels: Mapping[str, str]
+    ) -> FlowRun | None:
         """Return the flow run of an item, owned by this agent; None when another agent carries it.
 
-        `labels` are those of its slot, by which the next agent finds that.
+        `whereabouts` are where its jobs may be, `slot_labels` those of its slot: by them the next agent finds
+        both.
 
         Queue and item are its key: an item that comes a second time, after its lease had ended, goes on
         in the flow run it has. A run spec that Prefect will not keep is replaced by the reason.
         """
+        labels = {**slot_labels, **whereabouts_labels(whereabouts)}
         response = await self._post(item, labels=labels)
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
             unusable = QueueItem.unusable(item.item_id, _not_kept(item, response))
@@ -89,8 +94,8 @@ class LaunchRuns:
         owner = None if has_ended else owner_of(flow_run.tags)
         if owner is not None and owner != self._owner_id and await self._colleagues.at_work({owner}):
             return None
-        if labels:
-            await self._client.update_flow_run_labels(flow_run.id, {**labels})
+        both = whereabouts_labels(whereabouts | whereabouts_of(flow_run.labels))
+        await self._client.update_flow_run_labels(flow_run.id, {**slot_labels, **both})
         return await self.take_over(flow_run)
 
     async def offer(self, item: QueueItem) -> FlowRun | None:
@@ -143,6 +148,12 @@ class LaunchRuns:
         alive = await self._colleagues.at_work(owners - {self._owner_id})
         self.others = [run for run in candidates if owner_of(run.tags) in alive]
         return [run for run in candidates if owner_of(run.tags) not in alive]
+
+    async def note_whereabouts(self, flow_run: FlowRun, whereabouts: frozenset[str]) -> None:
+        """Note where else a launch's jobs may be from now on."""
+        if not whereabouts <= (noted := whereabouts_of(flow_run.labels)):
+            labels = whereabouts_labels(noted | whereabouts)
+            await self._client.update_flow_run_labels(flow_run.id, {**labels})
 
     async def take_over(self, flow_run: FlowRun) -> FlowRun:
         """Make this agent the owner of a launch whose item it holds, and ready it to run again."""

@@ -40,7 +40,9 @@ class LiveLaunch:
         attempt: The attempt that is under way: its number, and which of the queue's plans it follows.
         ended: The jobs of the attempts before it, oldest first.
         plans: How many plans there are: the configuration as written, and its fallbacks.
-        locations: The regions that its jobs may be in, one for each plan.
+        locations: The regions that its jobs go to, one for each plan.
+        whereabouts: Where else they may be, sent there before the queue was changed: as
+            `projects/…/locations/…`.
         job: The current attempt's job as it was last seen.
         may_have_job: Whether another process may have created a job that no list shows yet.
         may_have_twin: Whether the current job was created although another one might have been there.
@@ -62,6 +64,7 @@ class LiveLaunch:
     ended: tuple[JobRecord, ...] = ()
     plans: int = 1
     locations: tuple[str, ...] = ()
+    whereabouts: frozenset[str] = frozenset()
     job: JobRecord | None = None
     may_have_job: bool = False
     may_have_twin: bool = False

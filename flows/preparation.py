@@ -21,8 +21,8 @@ async def prepare(session: LaunchSession, live: LiveLaunch) -> Prepared:
     """
     spec = parse_run_spec(live.item.payload, item_id=live.item.item_id)
     config = _config(session, spec)
-    live.plans = 1 + len(config.launch.fallbacks)
-    live.locations = tuple(config.location_of(plan) or session.block.location for plan in range(live.plans))
+    live.locations = tuple(_locations(session, config))
+    live.plans = len(live.locations)
     live.prepared = Prepared(spec, config, await _image(session, live, spec))
     return live.prepared
 
@@ -48,13 +48,24 @@ async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
 
 
 def locations(session: LaunchSession, item: QueueItem) -> list[str]:
-    """Return the regions that an item's jobs may be in."""
+    """Return the regions that an item's jobs go to."""
     own = session.block.location
     try:
         config = _config(session, parse_run_spec(item.payload, item_id=item.item_id))
     except LaunchError:
         return [own]
-    return [own, *(fallback.location for fallback in config.launch.fallbacks if fallback.location)]
+    return _locations(session, config)
+
+
+def whereabouts(session: LaunchSession, item: QueueItem) -> frozenset[str]:
+    """Return where an item's jobs may be, if they are sent now: `projects/…/locations/…` each."""
+    return session.regions.parents(locations(session, item))
+
+
+def _locations(session: LaunchSession, config: QueueConfig) -> list[str]:
+    """Return the region of each plan: of the configuration as written, and of its fallbacks."""
+    plans = range(1 + len(config.launch.fallbacks))
+    return [config.location_of(plan) or session.block.location for plan in plans]
 
 
 def _config(session: LaunchSession, spec: RunSpec) -> QueueConfig:

@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 from pydantic import SecretStr
 
+from flows import preparation
 from flows.background import in_background
 from flows.launch_engine import start_launch
 from flows.launch_runs import FRESH_SECONDS, LaunchRuns
@@ -30,6 +31,7 @@ from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
 from flows.tags import CANCEL_TAG
+from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
 from vertex_launch.errors import LaunchError
 from vertex_launch.lifecycle import Requester, StopRequest
@@ -276,9 +278,9 @@ class QueueServer:
             if item.item_id in self._carried:
                 # The answer to its creation was lost, and it was adopted since.
                 return False
-            flow_run = await self._runs.create(
-                item, None if item.is_scheduler else self._slots.labels_of(slot)
-            )
+            labels = {} if item.is_scheduler else self._slots.labels_of(slot)
+            places = preparation.whereabouts(self.session, item)
+            flow_run = await self._runs.create(item, places, labels)
             if flow_run is None:
                 return False
             self.tally.launched += 1
@@ -292,7 +294,13 @@ class QueueServer:
         return True
 
     def _live(self, item: QueueItem, flow_run: FlowRun, api_key: SecretStr | None = None) -> LiveLaunch:
-        live = LiveLaunch(item, flow_run.id, api_key=api_key, may_have_job=flow_run.run_count > 0)
+        live = LiveLaunch(
+            item,
+            flow_run.id,
+            api_key=api_key,
+            may_have_job=flow_run.run_count > 0,
+            whereabouts=whereabouts_of(flow_run.labels),
+        )
         if CANCEL_TAG in flow_run.tags:
             live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
         return live
@@ -378,6 +386,7 @@ class QueueServer:
         for flow_run in await self._runs.adopt(wanted):
             item = items[flow_run.id]
             live = self._live(item, flow_run)
+            await self._runs.note_whereabouts(flow_run, preparation.whereabouts(self.session, item))
             slots = self._scheduler_slots if item.is_scheduler else self._slots
             slot = await slots.take_over(flow_run.labels, flow_run.id)
             if self._clock.monotonic() - looked > FRESH_SECONDS and await self._runs.lost({flow_run.id}):

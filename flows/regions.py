@@ -21,7 +21,7 @@ from vertex_launch.lifecycle import JobRecord
 from vertex_launch.render import QUEUE_LABEL, launch_key, queue_key
 from vertex_launch.vertex_jobs import VertexJobs
 
-_LOCATION = re.compile(r"projects/[^/]+/locations/(?P<location>[^/]+)/")
+_PARENT = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,29 +40,41 @@ class Regions:
         self._block = block
         self._stack = stack
         self._clock = clock
-        self._open: dict[str, Region] = {}
+        self._open: dict[tuple[str, str], Region] = {}
         self._opening = asyncio.Lock()
 
     async def at(self, location: str) -> Region:
-        """Return a region, opened if it is not yet. Raises AuthenticationFailed for unusable credentials."""
-        async with self._opening:
-            if location not in self._open:
-                self._open[location] = await self._opened(location)
-            return self._open[location]
+        """Return a region of the queue's project, opened if it is not yet.
+
+        Raises AuthenticationFailed for unusable credentials.
+        """
+        return await self._at(self._block.project, location)
 
     async def of(self, job_name: str) -> Region:
         """Return the region of a job (`projects/…/locations/…/customJobs/…`)."""
-        match = _LOCATION.match(job_name)
+        # Vertex AI names the project by its number; a job is read by its name from anywhere.
+        match = _PARENT.match(job_name)
         return await self.at(match["location"] if match else self._block.location)
 
-    async def jobs_of(self, item_id: str, locations: Iterable[str]) -> tuple[JobRecord, ...]:
-        """Return every job of a run queue item in these regions, by lists that have begun since."""
-        regions = [await self.at(location) for location in sorted(set(locations))]
+    def parents(self, locations: Iterable[str]) -> frozenset[str]:
+        """Return what holds the jobs of the queue's project in these regions: `projects/…/locations/…`."""
+        return frozenset(f"projects/{self._block.project}/locations/{location}" for location in locations)
+
+    async def jobs_of(self, item_id: str, parents: Iterable[str]) -> tuple[JobRecord, ...]:
+        """Return every job of a run queue item in these parents, by lists that have begun since."""
+        matches = [match for parent in sorted(set(parents)) if (match := _PARENT.fullmatch(parent))]
+        regions = [await self._at(match["project"], match["location"]) for match in matches]
         found = await asyncio.gather(*(region.finder.find(launch_key(item_id)) for region in regions))
         return tuple(job for jobs in found for job in jobs)
 
-    async def _opened(self, location: str) -> Region:
-        jobs = self._block.open_vertex_jobs(location)
+    async def _at(self, project: str, location: str) -> Region:
+        async with self._opening:
+            if (project, location) not in self._open:
+                self._open[project, location] = await self._opened(project, location)
+            return self._open[project, location]
+
+    async def _opened(self, project: str, location: str) -> Region:
+        jobs = self._block.open_vertex_jobs(location, project)
         self._stack.push_async_callback(jobs.aclose)
         finder = ItemFinder(jobs, clock=self._clock)
         self._stack.push_async_callback(finder.aclose)

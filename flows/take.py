@@ -10,6 +10,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 
+from flows import preparation
 from flows.background import in_background
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
@@ -17,6 +18,7 @@ from flows.session import LaunchSession, own_flow_run_id
 from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
 from flows.standing import read_flow_runs
 from flows.tags import launch_tags, owner_of
+from flows.whereabouts import whereabouts_labels
 from vertex_launch.clock import sleep_until
 
 
@@ -48,7 +50,8 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                 )
                 await slots.ensure_limit()
                 slot = slots.owe(flow_run_id)
-            await _describe(client, session, live, slots.labels_of(slot))
+            whereabouts = whereabouts_labels(preparation.whereabouts(session, item))
+            await _describe(client, session, live, {**slots.labels_of(slot), **whereabouts})
             slot.go_with(flow_run_id)
             async with (
                 in_background(slots.keep_renewed, "slot renewal", clock),
@@ -90,5 +93,4 @@ async def _describe(
         parameters={"queue": session.block_name, "item": live.item.model_dump(mode="json")},
         tags=launch_tags(session.block.entity, session.block.queue, live.item),
     )
-    if labels:
-        await client.update_flow_run_labels(live.flow_run_id, {**labels})
+    await client.update_flow_run_labels(live.flow_run_id, {**labels})

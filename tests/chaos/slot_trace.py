@@ -36,10 +36,10 @@ def trace() -> None:
         _write(_GONE, lease_id)
 
     @functools.wraps(create)
-    async def traced_create(self: Any, item: Any, labels: Any = None) -> Any:
-        flow_run = await create(self, item, labels)
+    async def traced_create(self: Any, item: Any, whereabouts: Any, labels: Any) -> Any:
+        flow_run = await create(self, item, whereabouts, labels)
         if flow_run is not None:
-            _write(_GONE, lease_of(labels or {}))
+            _write(_GONE, lease_of(labels))
         return flow_run
 
     Slots.try_take, Slots.release, LaunchRuns.create = traced_take, traced_release, traced_create

@@ -15,7 +15,7 @@ from functools import partial
 from tests.simulation.auditor import Violation
 from tests.simulation.exhaustive import die_everywhere
 from tests.simulation.scripts import SCRIPTS
-from tests.simulation.simulate import Result, simulate
+from tests.simulation.simulate import Change, Result, simulate
 
 MOST_SHOWN = 5
 # One simulation leaves little behind, and is faster if nobody looks for it meanwhile.
@@ -30,8 +30,8 @@ def tried(work: Callable[[], list[Result]]) -> tuple[list[Result], str | None]:
         return [], str(error)
 
 
-def one_script(name: str) -> tuple[list[Result], str | None]:
-    return tried(lambda: die_everywhere(SCRIPTS[name]))
+def one_script(name: str, change: Change | None) -> tuple[list[Result], str | None]:
+    return tried(lambda: die_everywhere(SCRIPTS[name], change=change))
 
 
 def leave_garbage() -> None:
@@ -48,11 +48,13 @@ def one_seed(items: int, seed: int) -> tuple[list[Result], str | None]:
 def main(seeds: int, first: int, items: int) -> int:
     started, failures, sums, deaths = time.monotonic(), [], Counter[str](), 0
     with ProcessPoolExecutor(os.cpu_count(), initializer=leave_garbage) as pool:
-        for results, violation in pool.map(one_script, SCRIPTS):
+        both = [(name, change) for change in (None, *Change) for name in SCRIPTS]
+        for results, violation in pool.map(one_script, *zip(*both, strict=True)):
             deaths += len(results)
             failures += [violation] if violation else []
         print(
-            f"{deaths} single deaths in {len(SCRIPTS)} scripts, {time.monotonic() - started:.0f} s",
+            f"{deaths} single deaths in {len(SCRIPTS)} scripts, the queue unchanged or changed afterwards, "
+            f"{time.monotonic() - started:.0f} s",
             flush=True,
         )
         for results, violation in pool.map(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from flows.stops import watch_stops
 from tests.simulation.faults import Freeze
 from tests.simulation.ports import PagePort, PrefectPort, VertexPort, WandbPort
 from tests.simulation.process import Process, current
+from tests.simulation.vertex_model import LOCATION, PROJECT
 from tests.simulation.wandb_model import ENTITY, QUEUE
 from tests.simulation.world import World
 from vertex_launch.errors import LaunchError, OutcomeUnknown, Transient
@@ -57,16 +58,18 @@ class Shape:
 class _Block:
     """The queue's block, with Vertex AI's model behind it."""
 
-    def __init__(self, block: VertexLaunchQueue, jobs: VertexPort) -> None:
-        self.entity, self.queue, self.location = block.entity, block.queue, block.location
+    def __init__(self, block: VertexLaunchQueue, world: World, process: Process) -> None:
+        self.entity, self.queue = block.entity, block.queue
+        self.project, self.location = block.project, block.location
         self.watch_seconds = block.watch_seconds
-        self._jobs = jobs
+        self._world = world
+        self._process = process
 
-    def open_vertex_jobs(self, _location: str) -> VertexPort:
-        return self._jobs
+    def open_vertex_jobs(self, location: str, _project: str) -> VertexPort:
+        return VertexPort(self._world, self._process, location)
 
 
-def make_block(max_jobs: int, *, is_shared: bool) -> VertexLaunchQueue:
+def make_block(max_jobs: int, *, is_shared: bool = False, **changes: Any) -> VertexLaunchQueue:
     """Return the block of the simulated queue, whose limit is its own, or one that queues share."""
     pool = {
         "machine_spec": {"machine_type": "n1-standard-4"},
@@ -76,7 +79,8 @@ def make_block(max_jobs: int, *, is_shared: bool) -> VertexLaunchQueue:
     return VertexLaunchQueue(
         entity=ENTITY,
         queue=QUEUE,
-        project="sim",
+        project=PROJECT,
+        location=LOCATION,
         staging_bucket="gs://bucket",
         wandb_credentials=WandbCredentials(api_key="x" * 40),
         gcp_credentials=GcpCredentials.model_construct(),
@@ -86,7 +90,7 @@ def make_block(max_jobs: int, *, is_shared: bool) -> VertexLaunchQueue:
         poll_seconds=20.0,
         watch_seconds=15.0,
         endpoint="grpc://vertex.invalid:1",
-    )
+    ).model_copy(update=changes)
 
 
 def engine_of(world: World, process: Process, client: PrefectPort) -> StartLaunch:
@@ -131,10 +135,9 @@ def engine_of(world: World, process: Process, client: PrefectPort) -> StartLaunc
 async def serve(world: World, process: Process, block: VertexLaunchQueue, shape: Shape) -> None:
     """Run one agent to its end, and tell Prefect how it ended."""
     client = PrefectPort(world, process)
-    jobs = VertexPort(world, process)
     async with contextlib.AsyncExitStack() as stack:
         wandb = WandbPort(world, process)
-        regions = Regions(cast("Any", _Block(block, jobs)), stack, clock=process.clock)
+        regions = Regions(cast("Any", _Block(block, world, process)), stack, clock=process.clock)
         session = LaunchSession(
             block_name="queue",
             block=block,
@@ -166,11 +169,14 @@ async def serve(world: World, process: Process, block: VertexLaunchQueue, shape:
 
 
 class Deployment:
-    """Keeps as many agents running as there are to be, and lets them die."""
+    """Keeps as many agents running as there are to be, and lets them die.
 
-    def __init__(self, world: World, block: VertexLaunchQueue, shape: Shape) -> None:
+    The first agent has the first of the queue's blocks, the next one the second, and all others the last.
+    """
+
+    def __init__(self, world: World, blocks: Sequence[VertexLaunchQueue], shape: Shape) -> None:
         self._world = world
-        self._block = block
+        self._blocks = blocks
         self._shape = shape
         self._running: dict[Process, asyncio.Task[None]] = {}
         self._started = 0
@@ -199,9 +205,10 @@ class Deployment:
         place = next(place for place in range(self._shape.agents) if place not in taken)
         name = f"agent{self._started}"
         process = Process(name, world.prefect.start_agent_run(), place, world.loop)
+        block = self._blocks[min(self._started, len(self._blocks) - 1)]
         self._started += 1
         token = current.set(process)
-        task = asyncio.get_running_loop().create_task(serve(world, process, self._block, self._shape))
+        task = asyncio.get_running_loop().create_task(serve(world, process, block, self._shape))
         current.reset(token)
         self._running[process] = task
         task.add_done_callback(lambda task: self._has_ended(process, task))

@@ -73,6 +73,8 @@ class Auditor:
         self._max_jobs = max_jobs
         self._asked: dict[str, float] = {}
         self._denied: set[str] = set()
+        # Whether an item may be refused although nothing is wrong with itself.
+        self.may_refuse = False
         self._unseen: set[str] = set()
         self._ended: dict[str, StateType] = {}
         self._failed: set[str] = set()
@@ -222,8 +224,9 @@ class Auditor:
         ended = self._ended.get(item_id)
         require(ended is not None, 10, f"item {item_id} has not ended")
         jobs = sorted(self._jobs_of(item), key=lambda job: (job.attempt, -job.created))
+        is_refused = self.may_refuse or item_id in self._denied
         if not jobs:
-            may_be_without = item.script.is_poison or item_id in self._asked or item_id in self._denied
+            may_be_without = item.script.is_poison or item_id in self._asked or is_refused
             require(may_be_without, 10, f"item {item_id} ended as {ended} without a job")
             require(item.state is ItemState.FAILED, 6, f"the end of item {item_id} was not reported")
             return
@@ -245,7 +248,7 @@ class Auditor:
             require(item.state is ItemState.FAILED, 6, f"the end of item {item_id} was not reported")
             is_right = ended in {StateType.FAILED, StateType.CANCELLED}
         require(is_right, 6, f"{last.name} of item {item_id} is {state!r}, its launch {ended}")
-        if last.end is End.PREEMPTION and item_id not in self._asked and item_id not in self._denied:
+        if last.end is End.PREEMPTION and item_id not in self._asked and not is_refused:
             require(last.attempt > MAX_RELAUNCHES, 10, f"item {item_id} was preempted and not run again")
 
     def _jobs_of(self, item: Item) -> list[Job]:

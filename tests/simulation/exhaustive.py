@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tests.simulation.scripts import Script
-from tests.simulation.simulate import Result, play
+from tests.simulation.simulate import Change, Result, play
 from tests.simulation.world import Crash, Moment
 
 
@@ -16,6 +16,14 @@ def deaths(script: Sequence[Script], lag_seconds: float = 0.0) -> Iterator[Crash
             yield Crash(effect, moment)
 
 
-def die_everywhere(script: Sequence[Script], lag_seconds: float = 0.0) -> list[Result]:
-    """Play a script with each death. Raises Violation for the first that breaks an invariant."""
-    return [play(script, crash=crash, lag_seconds=lag_seconds) for crash in deaths(script, lag_seconds)]
+def die_everywhere(
+    script: Sequence[Script], lag_seconds: float = 0.0, change: Change | None = None
+) -> list[Result]:
+    """Play a script with each death. Raises Violation for the first that breaks an invariant.
+
+    Whoever comes after the death has the queue's block with a `change`.
+    """
+    return [
+        play(script, crash=crash, lag_seconds=lag_seconds, change=change)
+        for crash in deaths(script, lag_seconds)
+    ]

@@ -19,10 +19,10 @@ from flows.session import LaunchSession
 from flows.slots import Slot, Slots
 from tests.simulation.exhaustive import die_everywhere
 from tests.simulation.scripts import SCRIPTS, Script
-from tests.simulation.simulate import play, simulate
+from tests.simulation.simulate import Change, play, simulate
 from vertex_launch import job_watcher, lifecycle, render
 from vertex_launch.diagnosis import Category
-from vertex_launch.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
+from vertex_launch.errors import LaunchError, NotFound, OutcomeUnknown, Permanent, Problem, Refused
 from vertex_launch.job_watcher import JobWatcher
 from vertex_launch.lifecycle import Cancel, JobRecord, LaunchState
 from vertex_launch.run_spec import parse_run_spec
@@ -62,9 +62,11 @@ class Deaths:
 
     script: str
     lag_seconds: float = 0.0
+    change: Change | None = None
 
     def __call__(self) -> None:
-        die_everywhere(SCRIPTS_TO_DIE_IN[self.script], lag_seconds=self.lag_seconds)
+        script = SCRIPTS_TO_DIE_IN[self.script]
+        die_everywhere(script, lag_seconds=self.lag_seconds, change=self.change)
 
 
 Detector = Play | Seed | Deaths
@@ -284,6 +286,24 @@ def lost_slots_not_mended(patch: pytest.MonkeyPatch) -> None:
 def lost_slots_of_shared_limits_not_mended(patch: pytest.MonkeyPatch) -> None:
     """Slots that a restarted server counts under a shared limit and nobody holds stay counted."""
     patch.setattr(slots, "SHARED_LIMIT_PREFIX", "there is none")
+
+
+@noticed_by(Deaths("happy", change=Change.REGION))
+def whereabouts_not_noted(patch: pytest.MonkeyPatch) -> None:
+    """A launch is looked for only where the queue sends its jobs by now."""
+    patch.setattr(queue_server, "whereabouts_of", lambda _: frozenset())
+
+
+@noticed_by(Deaths("happy", change=Change.LOCKS))
+def left_jobs_left(patch: pytest.MonkeyPatch) -> None:
+    """An item that cannot be launched any more is refused, whatever runs for it already."""
+    patch.setattr(steps, "find_left_job", _do_nothing)
+
+
+@noticed_by(Seed(47))
+def refused_at_wandb_for_good(patch: pytest.MonkeyPatch) -> None:
+    """Somebody whom W&B denies the queue for a while takes that for the item's fault."""
+    patch.setattr(steps, "PermissionDenied", NotFound)
 
 
 @noticed_by(Seed(3))

@@ -15,7 +15,7 @@ from flows.flow_run_page import FlowRunPage
 from tests.simulation.faults import Loss
 from tests.simulation.prefect_model import Answer, refusal
 from tests.simulation.process import Process
-from tests.simulation.vertex_model import PARENT, run_id_of
+from tests.simulation.vertex_model import PROJECT, run_id_of
 from tests.simulation.wandb_model import ENTITY, QUEUE, Pop
 from tests.simulation.world import World
 from vertex_launch.errors import (
@@ -118,14 +118,14 @@ class WandbPort:
 class VertexPort:
     """A process's client of the job service, with the methods of `VertexJobs`."""
 
-    parent = PARENT
     # The simulation is not about the budget: a list waits for nobody.
     used_share = 0.0
 
-    def __init__(self, world: World, process: Process) -> None:
+    def __init__(self, world: World, process: Process, location: str) -> None:
         self._world = world
         self._process = process
         self._model = world.vertex
+        self.parent = f"projects/{PROJECT}/locations/{location}"
 
     async def aclose(self) -> None:
         """Nothing is open."""
@@ -133,7 +133,7 @@ class VertexPort:
     async def create(self, job: Any, *, timeout_seconds: float | None = None) -> JobRecord:
         def create() -> JobRecord:
             self._model.count(is_submission=True)
-            made = self._model.create(job)
+            made = self._model.create(self.parent, job)
             item = self._world.wandb.item_of_run[made.run_id]
             script = item.script
             if script.stop_after_seconds is not None and made.attempt == 1:
@@ -154,7 +154,7 @@ class VertexPort:
         return await self._read("get", lambda: self._model.get(name), name.rsplit("/", 1)[-1])
 
     async def list(self, filter: str) -> tuple[JobRecord, ...]:  # noqa: A002 - the API's own word
-        return await self._read("list", lambda: self._model.list(filter))
+        return await self._read("list", lambda: self._model.list(self.parent, filter))
 
     async def cancel(self, name: str) -> None:
         def cancel() -> None:

@@ -8,12 +8,14 @@ import random as global_random
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from random import Random
 from typing import Any
 
 import httpx
 
+from blocks.vertex_queue import VertexLaunchQueue
 from tests.simulation import scripts
 from tests.simulation.agents import Deployment, Shape, make_block
 from tests.simulation.auditor import Violation
@@ -34,6 +36,8 @@ LEASES_END_SECONDS = 330.0
 MENDING_SECONDS = 5400.0
 # In so many simulations the limit is one that queues share.
 SHARED_SHARE = 0.2
+# In so many the block is changed.
+CHANGED_SHARE = 0.1
 _LOGGERS = ("flows", "vertex_launch", "prefect.vertex_launch")
 
 
@@ -51,9 +55,25 @@ class Result:
     most_submissions: int
 
 
+class Change(Enum):
+    """How somebody changes the queue's block, which every agent but the first has then."""
+
+    REGION = "region"
+    # The images that it allows: nothing that is not launched yet can be any more.
+    LOCKS = "locks"
+
+
+_CHANGES: dict[Change | None, dict[str, Any]] = {
+    None: {},
+    Change.REGION: {"location": "europe-west4"},
+    Change.LOCKS: {"secure_mode": True, "allowed_images": ["none/such"]},
+}
+
+
 @cache
-def _block(max_jobs: int, is_shared: bool) -> Any:
-    return make_block(max_jobs, is_shared=is_shared)
+def _blocks(max_jobs: int, is_shared: bool, change: Change | None) -> list[VertexLaunchQueue]:
+    changes = [None, change] if change else [None]
+    return [make_block(max_jobs, is_shared=is_shared, **_CHANGES[each]) for each in changes]
 
 
 def simulate(seed: int, items: int = 20) -> Result:
@@ -77,6 +97,7 @@ def simulate(seed: int, items: int = 20) -> Result:
     if shape.agents > 1:
         add_lone_faults(faults, Random(seed + 2), shape.agents)
     is_shared = Random(seed + 3).random() < SHARED_SHARE
+    change = Change.REGION if Random(seed + 5).random() < CHANGED_SHARE else None
     drawn = [scripts.draw(random) for _ in range(items)]
     arrival_seconds = [random.uniform(0, until / 2) if random.random() < 0.3 else 0.0 for _ in drawn]
     lag = random.choice([0.0, 0.0, 0.0, 2.0, 8.0, 60.0])
@@ -96,9 +117,8 @@ def simulate(seed: int, items: int = 20) -> Result:
 
     name = f"simulate(seed={seed}, items={items})"
     linger_seconds = MENDING_SECONDS if restarts else 0.0
-    return _run(
-        name, seed, faults, shape, _block(max_jobs, is_shared), max_jobs, prepare, items, linger_seconds
-    )
+    blocks = _blocks(max_jobs, is_shared, change)
+    return _run(name, seed, faults, shape, blocks, max_jobs, prepare, items, linger_seconds)
 
 
 def play(
@@ -107,19 +127,24 @@ def play(
     crash: Crash | None = None,
     lag_seconds: float = 0.0,
     shape: Shape | None = None,
+    change: Change | None = None,
     seed: int = 0,
 ) -> Result:
-    """Play a script without any fault but the death of an agent at one effect, and lists that lag."""
+    """Play a script without any fault but the death of an agent at one effect, and lists that lag.
+
+    Whoever comes after that agent has the queue's block with a `change`.
+    """
 
     def prepare(world: World) -> None:
         world.crash = crash
+        world.auditor.may_refuse = change is Change.LOCKS
         world.vertex.lag_seconds = lambda: lag_seconds
         for one in script:
             world.wandb.push(one)
 
     shape = shape or Shape(start_seconds=(5.0, 5.0))
-    name = f"play({script!r}, crash={crash!r}, lag_seconds={lag_seconds!r})"
-    return _run(name, seed, Faults(Random(seed)), shape, _block(2, False), 2, prepare, len(script))
+    name = f"play({script!r}, crash={crash!r}, lag_seconds={lag_seconds!r}, change={change})"
+    return _run(name, seed, Faults(Random(seed)), shape, _blocks(2, False, change), 2, prepare, len(script))
 
 
 def _run(
@@ -127,7 +152,7 @@ def _run(
     seed: int,
     faults: Faults,
     shape: Shape,
-    block: Any,
+    blocks: Sequence[VertexLaunchQueue],
     max_jobs: int,
     prepare: Any,
     items: int,
@@ -140,10 +165,10 @@ def _run(
     global_random.seed(seed)
     try:
         with _surprises_noted(world):
-            for limit_name in block.shared_limits:
+            for limit_name in blocks[0].shared_limits:
                 world.prefect.upsert_limit(limit_name, max_jobs)
             prepare(world)
-            deployment = Deployment(world, block, shape)
+            deployment = Deployment(world, blocks, shape)
             _complete(loop, _play_out(world, deployment, items, linger_seconds))
     except Violation as error:
         last = "\n".join(world.last_effects)

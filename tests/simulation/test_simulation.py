@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.exhaustive import die_everywhere
 from tests.simulation.scripts import SCRIPTS
-from tests.simulation.simulate import play, simulate
+from tests.simulation.simulate import Change, play, simulate
 
 SEEDS = 12
 # Longer than it takes until a dead agent is replaced and has looked for a job again.
@@ -17,6 +17,13 @@ def test_an_agent_may_die_at_any_effect_of_a_happy_launch() -> None:
     results = die_everywhere(SCRIPTS["happy"])
 
     assert {result.jobs for result in results} == {1}
+
+
+@pytest.mark.parametrize("change", Change)
+def test_a_job_is_seen_through_although_the_queue_was_changed_since(change: Change) -> None:
+    results = die_everywhere(SCRIPTS["happy"], change=change)
+
+    assert {result.jobs for result in results} == ({1} if change is Change.REGION else {0, 1})
 
 
 @pytest.mark.parametrize("name", ["happy", "stopped at W&B"])

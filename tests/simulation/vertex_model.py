@@ -16,7 +16,8 @@ from vertex_launch.errors import NotFound, OverQuota, Problem
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.vertex_types import JobState
 
-PARENT = "projects/sim/locations/us-central1"
+PROJECT = "sim"
+LOCATION = "us-central1"
 UNKNOWN_STATE = 77
 _S = JobState
 _ENDED = frozenset(
@@ -139,7 +140,7 @@ class VertexModel:
         if is_submission:
             self.most_submissions = max(self.most_submissions, _count_in(self.submissions, now))
 
-    def create(self, job: Any) -> Job:
+    def create(self, parent: str, job: Any) -> Job:
         run_id = run_id_of(job)
         labels = dict(job.labels)
         script = self._script_of_run(run_id)
@@ -148,7 +149,7 @@ class VertexModel:
             raise OverQuota("custom_model_training_cpus is used up", is_capacity=True)
         now = self._now()
         made = Job(
-            name=f"{PARENT}/customJobs/{len(self.jobs) + 1}",
+            name=f"{parent}/customJobs/{len(self.jobs) + 1}",
             labels=labels,
             run_id=run_id,
             script=script,
@@ -169,13 +170,15 @@ class VertexModel:
     def get(self, name: str) -> JobRecord:
         return self._job(name).record_at(self._now())
 
-    def list(self, selection: str) -> tuple[JobRecord, ...]:
+    def list(self, parent: str, selection: str) -> tuple[JobRecord, ...]:
         labels, states = _parsed(selection)
         now = self._now()
         found: list[JobRecord] = []
         for job in self.jobs.values():
-            if job.listed_from > now or any(
-                job.labels.get(key) not in values for key, values in labels.items()
+            if (
+                not job.name.startswith(f"{parent}/")
+                or job.listed_from > now
+                or any(job.labels.get(key) not in values for key, values in labels.items())
             ):
                 continue
             if not states or _name(job.state_at(now)) in states:
