@@ -208,11 +208,10 @@ class Agent:
         return [server for rotation in self._rotations for server in rotation.servers]
 
     async def _serve(self, rotation: Rotation) -> None:
-        """Adopt what another agent left before anything new is started under the same limits; then serve."""
+        """Serve queues, and adopt what other agents left, first of all and again and again."""
         async with contextlib.AsyncExitStack() as stack:
             for server in rotation.servers:
-                while not self._reason_to_end() and not await server.try_to_adopt():
-                    await self._clock.sleep(server.session.block.poll_seconds)
+                await server.try_to_adopt()
                 await stack.enter_async_context(in_background(server.keep_adopting, "adoption", self._clock))
             await rotation.serve(drain=self._drain, is_over=lambda: self._reason_to_end() is not None)
 

@@ -40,6 +40,8 @@ from vertex_launch.wandb_queue import PoppedItem
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
 ADOPTION_SECONDS = 30.0
+# As long as it is not known who carries what nothing new is started.
+UNCLEAR_SECONDS = 10.0
 # One look for launches to adopt may fail or take its time; after that nobody knows any more.
 CLEAR_SECONDS = 75.0
 # What a claim takes unless W&B is away; an item that waited in vain returns to its queue by its lease.
@@ -203,15 +205,13 @@ class QueueServer:
         """Whether the limits that the queue shares have room, so that only its own one can be full."""
         return await self._slots.has_shared_room()
 
-    async def try_to_adopt(self) -> bool:
-        """Carry on what another agent left; False while it is not known what that is."""
+    async def try_to_adopt(self) -> None:
+        """Carry on what another agent left, if Prefect can be asked what that is."""
         try:
             async with self._booking:
                 await self._adopt()
         except httpx.HTTPError as error:
             logger.warning("Prefect could not be asked for unfinished launches: %s", error)
-            return False
-        return self._knows_who_carries_what()
 
     def _knows_who_carries_what(self) -> bool:
         """Whether no launch can be under way unattended, with its slot given to another one."""
@@ -220,7 +220,8 @@ class QueueServer:
     async def keep_adopting(self) -> None:
         """Look for launches that nobody carries, for ever."""
         while True:
-            await self._clock.sleep(ADOPTION_SECONDS)
+            is_clear = self._knows_who_carries_what()
+            await self._clock.sleep(ADOPTION_SECONDS if is_clear else min(ADOPTION_SECONDS, UNCLEAR_SECONDS))
             await self.try_to_adopt()
             try:
                 await self.let_go_of_others()
