@@ -13,6 +13,7 @@ claim and its job, and goes on. The end of this process never ends the job.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run as runtime
 from prefect.states import Completed
 from prefect.tasks import Task
@@ -117,7 +119,14 @@ async def _noted_whereabouts(session: LaunchSession, item: QueueItem) -> frozens
 
 
 async def _run_course(session: LaunchSession, live: LiveLaunch) -> State[Any]:
-    return await Course(session, live, lambda step: _TASKS[step](live.item.item_id)).run()
+    try:
+        return await Course(session, live, lambda step: _TASKS[step](live.item.item_id)).run()
+    except ValueError as error:
+        # Prefect's task engine stumbles over a termination that comes before the task has its run; taken
+        # for an error of the launch it would end it for good.
+        if isinstance(error.__context__, TerminationSignal | asyncio.CancelledError):
+            raise error.__context__ from error
+        raise
 
 
 async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - Prefect calls by name

@@ -10,9 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect import State
+from prefect import State, Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter
+from prefect.exceptions import TerminationSignal
 from prefect.states import Running
 
 from blocks.vertex_queue import VertexLaunchQueue
@@ -131,13 +132,27 @@ async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueu
     assert "Cancelled in Prefect by a user" in (launched.state.message or "")
 
 
-async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one(queue: LaunchQueue) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"location": "europe-west4"},
+        {"project": "other-project"},
+        {"secure_mode": True, "allowed_images": ["none/such"]},
+    ],
+    ids=["as it was", "another region", "another project", "an image not allowed any more"],
+)
+async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one_however_the_queue_was_changed(
+    queue: LaunchQueue, change: dict[str, Any]
+) -> None:
     item_id = queue.push("python", *python("import time; time.sleep(3)"))
 
     first = await asyncio.wait_for(
         agent(queues=[queue.name], max_runtime_minutes=0.02, return_state=True), DEADLINE_SECONDS
     )
     handed_over = (await queue.launches())[item_id]
+    before = await queue.jobs()
+    await queue.create(**change)
     second = await drain(queue)
 
     assert "1 handed over" in (first.message or "")
@@ -147,8 +162,11 @@ async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one(queue: Launc
     launched = (await queue.launches())[item_id]
     assert launched.id == handed_over.id
     assert launched.state is not None
-    assert launched.state.is_final()
-    assert len(await queue.jobs()) == 1
+    assert launched.state.is_failed()
+    assert "wandb.init" in (launched.state.message or "")
+    after = await queue.jobs()
+    await queue.create()
+    assert {job.name for job in [*after, *await queue.jobs()]} == {job.name for job in before}
 
 
 async def test_live_jobs_stay_under_the_limit_and_the_limit_is_free_at_the_end(
@@ -274,7 +292,7 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
             popped = await wandb.pop(None)
         assert popped is not None
         assert popped.item_id == item_id
-        flow_run = await runs.create(QueueItem.from_popped(popped))
+        flow_run = await runs.create(QueueItem.from_popped(popped), frozenset(), {})
 
     async def is_back() -> bool:
         return queue.item(item_id).state == "PENDING"
@@ -316,6 +334,32 @@ async def test_a_launch_whose_agent_is_alive_is_left_to_it(prefect_api: PrefectS
         assert launched.state is not None
         assert launched.state.is_pending()
         assert await queue.jobs() == []
+
+
+async def test_a_termination_before_a_step_has_begun_is_no_failure_of_the_launch(
+    queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's handler of SIGTERM raises wherever the process just is: here, while a task gets its run."""
+    monkeypatch.setattr("flows.launch_runs.CRASH_PAUSE_SECONDS", 0.2)
+    create_local_run, terminations = Task.create_local_run, [signal.SIGTERM]
+
+    async def terminated_once(task: Task[Any, Any], *args: Any, **more: Any) -> Any:
+        if task.name == "wait" and terminations:
+            raise TerminationSignal(terminations.pop())
+        return await create_local_run(task, *args, **more)
+
+    monkeypatch.setattr(Task, "create_local_run", terminated_once)
+    item_id = queue.push("sandbox/train")
+    await drain(queue)
+    left = (await queue.launches())[item_id]
+    await drain(queue)
+
+    assert left.state is not None
+    assert left.state.is_crashed()
+    launched = (await queue.launches())[item_id]
+    assert launched.state is not None
+    assert launched.state.is_completed(), launched.state
+    assert len(await queue.jobs()) == 1
 
 
 async def test_an_agent_that_is_terminated_leaves_its_launch_to_the_next_one_and_touches_no_job(
