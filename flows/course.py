@@ -45,12 +45,14 @@ class Course:
         session, live = self._session, self._live
         session.live[live.item.item_id] = live
         try:
-            return await self._until_settled()
+            ended = await self._until_settled()
         except Conflict as error:
-            return outcome.elsewhere_state(error)
+            ended = outcome.elsewhere_state(error)
         finally:
-            live.job_ended.set()
             session.live.pop(live.item.item_id, None)
+        # Not if it ends in any other way: its job may run on then.
+        live.job_ended.set()
+        return ended
 
     async def _until_settled(self) -> State[Any]:
         """Take the steps, from the top after each outage: what is done already is found, not repeated."""
@@ -122,7 +124,8 @@ class Course:
         except AuthenticationFailed:
             raise
         except Permanent as error:
-            if not live.may_have_job or not await self._take(steps.find_left_job):
+            may_have_job = live.may_have_job or bool(live.ended)
+            if live.job is None and not (may_have_job and await self._take(steps.find_left_job)):
                 raise
             run_log().warning("%s is seen through all the same: %s", live.job and live.job.name, error)
             return False

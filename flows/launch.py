@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -30,6 +31,7 @@ from flows import preparation, steps, take
 from flows.course import Course, Step
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
+from flows.run_log import run_log
 from flows.session import LaunchSession, current_session, enter_session, own_flow_run_id
 from flows.tags import item_of
 from flows.whereabouts import whereabouts_labels, whereabouts_of
@@ -112,10 +114,19 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
 async def _noted_whereabouts(session: LaunchSession, item: QueueItem) -> frozenset[str]:
     """Return where jobs of this flow run's item may be already; note where they may be from now on."""
     async with get_client() as client:
-        noted = whereabouts_of((await client.read_flow_run(own_flow_run_id())).labels)
-        if not (new := preparation.whereabouts(session, item)) <= noted:
-            await client.update_flow_run_labels(own_flow_run_id(), {**whereabouts_labels(noted | new)})
-    return noted
+        while True:
+            try:
+                noted = whereabouts_of((await client.read_flow_run(own_flow_run_id())).labels)
+                if not (new := preparation.whereabouts(session, item)) <= noted:
+                    await client.update_flow_run_labels(
+                        own_flow_run_id(), {**whereabouts_labels(noted | new)}
+                    )
+            except httpx.HTTPError as error:
+                # Failing would be the launch's end, and a job of it may be under way.
+                run_log().warning("Prefect could not be asked where the job may be: %s", error)
+                await session.clock.sleep(RETRY_DELAYS_SECONDS[-1])
+            else:
+                return noted
 
 
 async def _run_course(session: LaunchSession, live: LiveLaunch) -> State[Any]:

@@ -344,19 +344,17 @@ class QueueServer:
             state = await launch_task
             if state.is_final():
                 await self._give_back(live, slots, slot)
-            slots.forget(slot)
             self.tally.ends[(state.name or state.type.value).lower()] += 1
         except Abort:
-            slots.forget(slot)
             self.tally.handed_over += 1
             # Another agent may have taken it, or ended it even: nothing is written over what that one wrote.
             if self.session.is_sure and not live.is_anothers:
                 await self._leave(flow_run)
         except Exception:
             # Its flow run is not in a final state: the next adoption pass starts it again, with its slot.
-            slots.forget(slot)
             logger.exception("The launch of item %s was interrupted", live.item.item_id)
         finally:
+            slots.forget(slot)
             job_ended.cancel()
             self.session.live.pop(live.item.item_id, None)
             self._carried.pop(live.item.item_id, None)
@@ -407,6 +405,8 @@ class QueueServer:
         """Whether another agent's launch has a slot: it was there with one, or has begun since then."""
         if not self._knows_who_carries_what():
             self._covered.clear()
+        if self._slots.is_given_back(flow_run.labels):
+            return True  # its job has ended
         lease_id, known = lease_of(flow_run.labels), self._covered.get(flow_run.id)
         is_new = known is None and self._knows_who_carries_what()
         if not is_new and known != lease_id and not await self._slots.outlasts(lease_id):

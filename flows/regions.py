@@ -41,8 +41,6 @@ class Regions:
         self._stack = stack
         self._clock = clock
         self._open: dict[tuple[str, str], Region] = {}
-        # Jobs of another project than the queue's: a job's name has the project's number, not its id.
-        self._elsewhere: dict[str, Region] = {}
         self._opening = asyncio.Lock()
 
     async def at(self, location: str) -> Region:
@@ -54,8 +52,6 @@ class Regions:
 
     async def of(self, job_name: str) -> Region:
         """Return the region of a job (`projects/…/locations/…/customJobs/…`)."""
-        if (region := self._elsewhere.get(job_name)) is not None:
-            return region
         match = _PARENT.match(job_name)
         return await self.at(match["location"] if match else self._block.location)
 
@@ -68,9 +64,6 @@ class Regions:
         matches = [match for parent in sorted(set(parents)) if (match := _PARENT.fullmatch(parent))]
         regions = [await self._at(match["project"], match["location"]) for match in matches]
         found = await asyncio.gather(*(region.finder.find(launch_key(item_id)) for region in regions))
-        for match, region, jobs in zip(matches, regions, found, strict=True):
-            if match["project"] != self._block.project:
-                self._elsewhere.update((job.name, region) for job in jobs)
         return tuple(job for jobs in found for job in jobs)
 
     async def _at(self, project: str, location: str) -> Region:

@@ -15,6 +15,7 @@ slot is held without it. What is counted and nobody's is taken off once it has b
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ UNLIMITED = -1
 # The labels of a launch's flow run that note the lease of its slot: as a job, or as a sweep scheduler.
 LEASE_LABEL = "vertex-launch.lease"
 SCHEDULER_LEASE_LABEL = "vertex-launch.scheduler-lease"
+# What that label says of a launch whose job has ended.
+_GIVEN_BACK = "given back"
 # An agent is taken for gone a minute and a half after its last heartbeat, and its launches are adopted
 # within another: leases last until then, whenever they were renewed.
 LEASE_SECONDS = 300.0
@@ -181,6 +184,7 @@ class Slots:
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         # A dict for its order: renewals and what is owed go by who came first.
         self._slots: dict[Slot, None] = {}
+        self._settling = asyncio.Lock()
         # Given back, while the launch that notes it goes on without a job.
         self._released: dict[Slot, None] = {}
 
@@ -270,14 +274,18 @@ class Slots:
 
         Raises httpx.HTTPError when Prefect cannot be reached, be it only for a lease that may have ended.
         """
+        async with self._settling:
+            return await self._settle()
+
+    async def _settle(self) -> bool:
         for slot in [slot for slot in self._slots if self._may_have_ended(slot)]:
             await self._renew(slot)
         # A launch that notes a lease which is gone would be taken for one that has a slot.
         for slot in [*self._slots]:
             await self._note(slot)
         for slot in self.owed:
-            if slot not in self._slots:
-                continue  # its launch has ended or gone meanwhile
+            if slot not in self._slots or slot.is_held:
+                continue  # its launch has ended or gone meanwhile, or has got one
             if not await self._acquire(slot):
                 return False
             if slot in self._slots:
@@ -285,6 +293,10 @@ class Slots:
             else:
                 await self._give_back(slot)
         return True
+
+    def is_given_back(self, labels: Mapping[str, object]) -> bool:
+        """Whether a launch has given its slot back already, as its flow run notes it."""
+        return labels.get(self._label) == _GIVEN_BACK
 
     def start_mending_over(self) -> None:
         """Something goes wrong: a slot may be counted for it, and nobody's, for a while."""
@@ -310,8 +322,9 @@ class Slots:
 
     def forget_launch(self, flow_run_id: UUID) -> None:
         """Leave the slot of a launch, if it is here, to whoever goes on with it."""
-        for slot in [slot for slot in self._slots if slot.flow_run_id == flow_run_id]:
-            self.forget(slot)
+        for slot in [*self._slots, *self._released]:
+            if slot.flow_run_id == flow_run_id:
+                self.forget(slot)
 
     async def release(self, slot: Slot) -> None:
         """Give a slot back. If Prefect cannot be reached the lease ends by itself."""
@@ -429,8 +442,12 @@ class Slots:
         """Note the lease on the launch's flow run, or that it is gone."""
         if slot.flow_run_id is None or slot.is_counted or slot.noted == slot.lease_id:
             return
-        lease_id = slot.lease_id
-        await self._client.update_flow_run_labels(slot.flow_run_id, {self._label: "", **self.labels_of(slot)})
+        if slot not in self._slots and slot not in self._released:
+            return  # it went with its launch meanwhile
+        lease_id, gone = slot.lease_id, _GIVEN_BACK if slot in self._released else ""
+        await self._client.update_flow_run_labels(
+            slot.flow_run_id, {self._label: gone, **self.labels_of(slot)}
+        )
         slot.noted = lease_id
 
 

@@ -94,6 +94,8 @@ async def find_left_job(session: LaunchSession, live: LiveLaunch) -> str:
     This is for an item that could not be launched any more: the configuration was changed since, or the
     item was removed at W&B. What runs already is seen through all the same.
     """
+    if live.item.as_problems():
+        return ""  # it never could be launched
     live.run = live.run or run_of(
         parse_run_spec(live.item.payload, item_id=live.item.item_id), live.item.item_id
     )
@@ -111,6 +113,8 @@ async def find_running_job(session: LaunchSession, live: LiveLaunch) -> str:
         live.job = await region.jobs.get(name)
     except NotFound:
         live.job = JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True)
+    except PermissionDenied as error:
+        raise Transient(str(error)) from error
     return live.job.name
 
 

@@ -35,7 +35,7 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
         taken = partial(_taken_over, client)
         slots = slots_of(session.block, client, holder_id=flow_run_id, clock=clock, taken=taken)
         await slots.ensure_limit()
-        slot = await _taken(session, slots)
+        slot, live = await _taken(session, slots), None
         try:
             popped = await session.wandb.pop(None)
             if popped is None:
@@ -59,7 +59,9 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
             ):
                 yield live
         finally:
-            await slots.leave(slot)
+            if live is None or live.job_ended.is_set():
+                await slots.leave(slot)
+            # Else its job may run on, and the slot ends with its lease or goes with the launch.
 
 
 async def _taken_over(client: PrefectClient, flow_run_ids: set[UUID]) -> set[UUID]:

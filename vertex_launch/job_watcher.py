@@ -47,6 +47,7 @@ ACTIVE_JOBS = " OR ".join(
 @dataclass(eq=False, slots=True)
 class _Watch:
     key: str
+    name: str
     changes: asyncio.Queue[JobRecord] = field(default_factory=asyncio.Queue[JobRecord])
     last: JobRecord | None = None
     misses: int = 0
@@ -90,7 +91,7 @@ class JobWatcher:
         one included, one after the other; while it is busy this wait goes on, and no other notices.
         Ending the wait from outside never touches the job.
         """
-        watch = _Watch(_key(name))
+        watch = _Watch(_key(name), name)
         if not self._watches:
             self.wake()
         self._watches.setdefault(watch.key, []).append(watch)
@@ -184,7 +185,10 @@ class JobWatcher:
         self._start_looks()
 
     async def _look(self, key: str) -> None:
-        name = f"{self.jobs.parent}/customJobs/{key}"
+        if not (watches := self._watches.get(key)):
+            return
+        # The whole name, as the job may be another project's than those in the list.
+        name = watches[0].name
         try:
             # Sent once: a pass comes soon enough, and others are in line.
             job = await self.jobs.get(name, attempts=1)
