@@ -19,7 +19,7 @@ from blocks.vertex_queue import VertexLaunchQueue
 from tests.simulation import scripts
 from tests.simulation.agents import Deployment, Shape, make_block
 from tests.simulation.auditor import Violation
-from tests.simulation.faults import Faults, add_lone_faults, add_refusals, draw_faults
+from tests.simulation.faults import Faults, Loss, Outage, add_lone_faults, add_refusals, draw_faults
 from tests.simulation.process import make_task
 from tests.simulation.virtual_time import VirtualLoop
 from tests.simulation.world import Crash, World
@@ -145,6 +145,20 @@ def play(
     shape = shape or Shape(start_seconds=(5.0, 5.0))
     name = f"play({script!r}, crash={crash!r}, lag_seconds={lag_seconds!r}, change={change})"
     return _run(name, seed, Faults(Random(seed)), shape, _blocks(2, False, change), 2, prepare, len(script))
+
+
+def sit_out(systems: Sequence[str], loss: Loss, hours: float) -> Result:
+    """Play all scripts at once while systems are away for hours, from the time on when the first jobs run."""
+    script = [one for each in scripts.SCRIPTS.values() for one in each]
+    until = hours * 3600.0
+    faults = Faults(Random(0), until, outages=[Outage(system, 40.0, until, loss) for system in systems])
+
+    def prepare(world: World) -> None:
+        for one in script:
+            world.wandb.push(one)
+
+    name = f"sit_out({systems!r}, {loss}, {hours!r})"
+    return _run(name, 0, faults, Shape(), _blocks(4, False, None), 4, prepare, len(script))
 
 
 def _run(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.exhaustive import die_everywhere
+from tests.simulation.faults import SYSTEMS, Loss
 from tests.simulation.scripts import SCRIPTS
-from tests.simulation.simulate import Change, play, simulate
+from tests.simulation.simulate import Change, play, simulate, sit_out
 
 SEEDS = 12
+HOURS = 2.0
 # Longer than it takes until a dead agent is replaced and has looked for a job again.
 LAG_SECONDS = 60.0
 
@@ -38,6 +40,14 @@ def test_a_duplicate_that_comes_to_light_late_is_found_and_no_end_is_taken_for_t
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_without_a_fault_every_script_ends(name: str) -> None:
     assert play(SCRIPTS[name]).deaths == 0
+
+
+@pytest.mark.parametrize("loss", [loss for loss in Loss if loss is not Loss.NOTHING])
+@pytest.mark.parametrize("systems", [*((system,) for system in SYSTEMS), SYSTEMS])
+def test_an_outage_of_hours_is_sat_out(systems: tuple[str, ...], loss: Loss) -> None:
+    result = sit_out(systems, loss, HOURS)
+
+    assert result.virtual_seconds > HOURS * 3600
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
