@@ -38,7 +38,7 @@ class AgentProcess:
     @property
     def serves(self) -> bool:
         """Whether it has come to serve its queue."""
-        return " serves " in self.log.read_text(errors="replace")
+        return self.log.exists() and " serves " in self.log.read_text(errors="replace")
 
     def send(self, number: signal.Signals) -> None:
         """Signal the process, unless it has ended."""
