@@ -48,6 +48,8 @@ def trace() -> None:
 def slots_in_hand(log: Path) -> int:
     """Return how many slots the agent with this log can have had in hand at its end."""
     asked, granted = 0, set[str]()
+    if not log.exists():
+        return 0  # it died before it could do anything
     for line in log.read_text(errors="replace").splitlines():
         mark, _, said = line.partition(" ")
         if mark == _MARK:
