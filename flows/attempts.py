@@ -6,8 +6,10 @@ takes a launch over counts on where the last one stopped.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 
+from flows.denial import denial_passes
 from flows.live_launch import LiveLaunch, Prepared
 from flows.run_log import run_log
 from flows.session import LaunchSession
@@ -218,12 +220,9 @@ async def _look(session: LaunchSession, live: LiveLaunch) -> tuple[object, tuple
 
 async def _cancel(session: LaunchSession, job: JobRecord) -> None:
     region = await session.regions.of(job.name)
-    try:
+    # One that is not found is gone by itself.
+    with denial_passes(), contextlib.suppress(NotFound):
         await region.jobs.cancel(job.name)
-    except NotFound:
-        return  # it is gone by itself
-    except PermissionDenied as error:
-        raise Transient(str(error)) from error
 
 
 async def _look_again(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:

@@ -8,16 +8,11 @@ from __future__ import annotations
 import httpx
 from prefect.states import Running
 
+from flows.denial import denial_passes
 from flows.live_launch import LiveLaunch
 from flows.run_log import run_log
 from flows.session import LaunchSession
-from vertex_launch.errors import (
-    AuthenticationFailed,
-    LaunchError,
-    Permanent,
-    PermissionDenied,
-    Transient,
-)
+from vertex_launch.errors import AuthenticationFailed, LaunchError, Permanent
 from vertex_launch.wandb_queue import error_file
 
 # The stages of a failure that W&B's own agent knows: before there is a job, and after.
@@ -33,9 +28,8 @@ async def fail(session: LaunchSession, live: LiveLaunch, message: str, *, stage:
     """
     paths = await _saved(session, live, message)
     try:
-        await session.wandb.fail(live.item.item_id, message, stage, paths)
-    except (AuthenticationFailed, PermissionDenied) as error:
-        raise Transient(str(error)) from error
+        with denial_passes(AuthenticationFailed):
+            await session.wandb.fail(live.item.item_id, message, stage, paths)
     except Permanent as error:
         run_log().warning("W&B did not fail the item: %s", error)
 

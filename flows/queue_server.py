@@ -112,22 +112,16 @@ class QueueServer:
             owner_id=agent_run_id,
             clock=self._clock,
         )
-        mending_of = partial(mendings.of, self._runs.slots_noted)
-        self._slots = slots_of(
-            block,
-            client,
-            holder_id=agent_run_id,
-            clock=self._clock,
-            mending_of=mending_of,
-            taken=self._runs.taken,
-        )
-        self._scheduler_slots = scheduler_slots_of(
-            block,
-            client,
-            holder_id=agent_run_id,
-            clock=self._clock,
-            mending_of=mending_of,
-            taken=self._runs.taken,
+        self._slots, self._scheduler_slots = (
+            make(
+                block,
+                client,
+                holder_id=agent_run_id,
+                clock=self._clock,
+                mending_of=partial(mendings.of, self._runs.slots_noted),
+                taken=self._runs.taken,
+            )
+            for make in (slots_of, scheduler_slots_of)
         )
         self._carried: dict[str, asyncio.Task[None]] = {}
         # The carried launches, until Prefect has their final states.

@@ -9,11 +9,12 @@ import asyncio
 from typing import Any
 
 from flows import attempts, outcome, preparation, waiting
+from flows.denial import denial_passes
 from flows.live_launch import LiveLaunch
 from flows.notices import warn
 from flows.queue_item import run_of
 from flows.session import LaunchSession
-from vertex_launch.errors import InvalidRunSpec, NotFound, OverQuota, PermissionDenied, Transient
+from vertex_launch.errors import InvalidRunSpec, NotFound, OverQuota
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.run_spec import parse_run_spec
 from vertex_launch.vertex_types import JobState
@@ -33,10 +34,8 @@ async def claim(session: LaunchSession, live: LiveLaunch) -> str:
     # it may have failed the item, and nobody can claim it any more.
     if live.item.job_name is None:
         # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
-        try:
+        with denial_passes():
             await session.wandb.acknowledge(item_id, run.run_id)
-        except PermissionDenied as error:
-            raise Transient(str(error)) from error
     live.run = run
     return run.run_id
 
@@ -110,11 +109,10 @@ async def find_running_job(session: LaunchSession, live: LiveLaunch) -> str:
     assert name is not None
     region = await session.regions.of(name)
     try:
-        live.job = await region.jobs.get(name)
+        with denial_passes():
+            live.job = await region.jobs.get(name)
     except NotFound:
         live.job = JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True)
-    except PermissionDenied as error:
-        raise Transient(str(error)) from error
     return live.job.name
 
 

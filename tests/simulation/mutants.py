@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +23,7 @@ from tests.simulation.scripts import SCRIPTS, Script
 from tests.simulation.simulate import Change, play, simulate
 from vertex_launch import job_watcher, lifecycle, render
 from vertex_launch.diagnosis import Category
-from vertex_launch.errors import LaunchError, NotFound, OutcomeUnknown, Permanent, Problem, Refused
+from vertex_launch.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
 from vertex_launch.job_watcher import JobWatcher
 from vertex_launch.lifecycle import Cancel, JobRecord, LaunchState
 from vertex_launch.run_spec import parse_run_spec
@@ -303,7 +304,7 @@ def left_jobs_left(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(454))
 def refused_at_wandb_for_good(patch: pytest.MonkeyPatch) -> None:
     """Somebody whom W&B denies the queue for a while takes that for the item's fault."""
-    patch.setattr(steps, "PermissionDenied", NotFound)
+    patch.setattr(steps, "denial_passes", nullcontext)
 
 
 @noticed_by(Seed(3))
