@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -142,16 +143,27 @@ async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueu
     ids=["as it was", "another region", "another project", "an image not allowed any more"],
 )
 async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one_however_the_queue_was_changed(
-    queue: LaunchQueue, change: dict[str, Any]
+    queue: LaunchQueue, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    item_id = queue.push("python", *python("import time; time.sleep(3)"))
-
-    first = await asyncio.wait_for(
-        agent(queues=[queue.name], max_runtime_minutes=0.02, return_state=True), DEADLINE_SECONDS
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    go = tmp_path / "go"
+    until_told = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
+    item_id = queue.push("python", *python(until_told))
+    serving = asyncio.create_task(
+        asyncio.wait_for(agent(queues=[queue.name], return_state=True), DEADLINE_SECONDS)
     )
+
+    async def is_running() -> bool:
+        return [job.launch_state for job in await queue.jobs()] == [LaunchState.RUNNING]
+
+    await until(is_running)
+    [registered] = queue.sandbox.wandb.agents.all()
+    queue.sandbox.wandb.stop_polling(registered.id)
+    first = await serving
     handed_over = (await queue.launches())[item_id]
     before = await queue.jobs()
     await queue.create(**change)
+    go.touch()
     second = await drain(queue)
 
     assert "1 handed over" in (first.message or "")
