@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ START_SECONDS = 90.0
 SANDBOX_STOP_SECONDS = 20.0
 PREFECT_STOP_SECONDS = 2.0
 _LAST_LINES = 15
+# Below those that systems give to whoever asks for any, which are also those of outgoing connections.
+_PORTS = range(12_000, 30_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,12 @@ def private_environment(home: Path, prefect_port: int, inherited: Mapping[str, s
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody uses, and that the system gives to nobody before it is listened on."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.asynccontextmanager

@@ -15,8 +15,9 @@ from typing import Any, Self
 
 import httpx
 
+from flows.demo_servers import free_port
 from tests.chaos.nursery import ROOT
-from tests.integration.shared_prefect import IN_MEMORY, SETTINGS, clean_environment, free_port
+from tests.integration.shared_prefect import IN_MEMORY, SETTINGS, clean_environment
 
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0

@@ -22,6 +22,7 @@ from google.oauth2 import service_account
 from pydantic import SecretStr
 from served_vertex import processes_below
 
+from flows.demo_servers import free_port
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.sandbox.images import IMAGES
 from vertex_launch.sandbox.records import Records
@@ -259,7 +260,10 @@ def command() -> Iterator[Callable[..., Command]]:
 async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
     tmp_path: Path, command: Callable[..., Command]
 ):
-    options = ("--state", str(tmp_path / "state.db"), "--entity", "team", "--api-key", "k" * 40)
+    options = (
+        "--state", str(tmp_path / "state.db"), "--entity", "team", "--api-key", "k" * 40,
+        "--wandb-port", str(free_port()), "--vertex-grpc-port", str(free_port()),
+    )  # fmt: skip
     first = command(*options, "--image", "mine=echo hello")
     assert set(first.ready) == {
         "wandb_url", "vertex_rest_url", "vertex_grpc_url", "faults_url", "entity", "api_key", "pid"
@@ -274,8 +278,7 @@ async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
     first.end(signal.SIGKILL)
     assert processes_below(tmp_path)
 
-    ports = {name: first.ready[f"{name}_url"].rpartition(":")[2] for name in ("wandb", "vertex_grpc")}
-    second = command(*options, "--wandb-port", ports["wandb"], "--vertex-grpc-port", ports["vertex_grpc"])
+    second = command(*options)
     assert second.ready["wandb_url"] == first.ready["wandb_url"]
     jobs = jobs_at(second.ready["vertex_grpc_url"])
     assert (await jobs.get(held.name)).state == JobState.JOB_STATE_RUNNING

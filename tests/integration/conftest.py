@@ -21,9 +21,9 @@ from prefect.settings import (
 )
 
 from blocks.vertex_queue import VertexLaunchQueue
-from tests.integration.shared_prefect import STOP_SECONDS, clean_environment, free_port, shared_server
+from tests.integration.shared_prefect import STOP_SECONDS, clean_environment, shared_server
 
-__all__ = ["PrefectServer", "free_port", "prefect_client_of", "send_what_is_left"]
+__all__ = ["PrefectServer", "prefect_client_of", "send_what_is_left"]
 
 
 @dataclass(frozen=True)

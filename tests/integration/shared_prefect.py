@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+
+from flows.demo_servers import free_port
 
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0
@@ -34,18 +34,6 @@ SETTINGS = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",
     "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
 }
-
-
-# Below those that the system gives to whoever asks for any: nobody gets one before it is listened on.
-PORTS = range(12_000, 30_000)
-
-
-def free_port() -> int:
-    while True:
-        port = secrets.choice(PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def clean_environment(home: Path, api_url: str) -> dict[str, str]:

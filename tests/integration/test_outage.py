@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flows.agent import agent
+from flows.demo_servers import free_port
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
@@ -18,24 +19,16 @@ from vertex_launch.lifecycle import LaunchState
 from vertex_launch.sandbox.server import Sandbox
 
 
-def port_of(url: str) -> int:
-    return int(url.rsplit(":", 1)[1])
-
-
-def again(sandbox: Sandbox, state: Path) -> Sandbox:
-    """The same servers once more: on the same ports, and they remember everything."""
-    return Sandbox(
-        state=state, wandb_port=port_of(sandbox.wandb_url), vertex_grpc_port=port_of(sandbox.vertex_grpc_url),
-        queued_seconds=0, pending_seconds=0,
-    )  # fmt: skip
-
-
 async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
     prefect_api: PrefectServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    state = tmp_path / "state.db"
-    async with Sandbox(state=state, queued_seconds=0, pending_seconds=0) as before:
+    # Both times the same servers: on the same ports, and they remember everything.
+    same: dict[str, Any] = {
+        "state": tmp_path / "state.db", "wandb_port": free_port(), "vertex_grpc_port": free_port(),
+        "queued_seconds": 0, "pending_seconds": 0,
+    }  # fmt: skip
+    async with Sandbox(**same) as before:
         queue = LaunchQueue(before)
         await queue.create(call_timeout_seconds=1.0)
         running = queue.push("python", "-c", "import time; time.sleep(600)")
@@ -57,7 +50,7 @@ async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
 
     await until(noticed("Nothing could be taken from"))
     await until(noticed("The jobs of .* could not be read"))
-    async with again(before, state) as after:
+    async with Sandbox(**same) as after:
         queue = LaunchQueue(after, name=queue.name)
         later = queue.push("sandbox/no-wandb")
 

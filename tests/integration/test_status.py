@@ -13,8 +13,9 @@ from typer.testing import CliRunner, Result
 
 from blocks.wandb_credentials import WandbCredentials
 from flows.cli import app
+from flows.demo_servers import free_port
 from flows.status import open_prefect, open_queue
-from tests.integration.conftest import PrefectServer, free_port
+from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.sandbox.server import Sandbox
 

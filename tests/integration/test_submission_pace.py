@@ -17,8 +17,9 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.states import Cancelling
 
 from flows.agent import agent
+from flows.demo_servers import free_port
 from flows.submission_pace import SubmissionPace
-from tests.integration.conftest import PrefectServer, free_port
+from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.labels import ITEM_LABEL, launch_key
