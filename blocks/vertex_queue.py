@@ -175,8 +175,8 @@ class VertexLaunchQueue(Block):
         default=CALLS_PER_MINUTE,
         title="Calls a minute",
         description=(
-            "Calls to Vertex AI in any 60 seconds, of one agent in one region. Google allows 600 to all "
-            "together, unless the project has another quota."
+            "Calls to Vertex AI in any 60 seconds, of an agent that is alone in a region of the project. "
+            "Several share twice as many: Google allows 600, unless the project has another quota."
         ),
         gt=0,
     )

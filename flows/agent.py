@@ -25,6 +25,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.background import in_background
+from flows.call_share import CallShare
 from flows.launch_engine import start_launch
 from flows.mending import Mendings
 from flows.queue_server import QueueServer, StartLaunch, Tally
@@ -103,6 +104,13 @@ class Agent:
         self._flow_run_id = flow_run_id
         self._start = start
         self._standing = Standing(client, flow_run_id, clock=self._clock)
+        self._call_share = CallShare(
+            client,
+            flow_run_id,
+            flow_name=agent.name,
+            services=lambda: [jobs for session in self._sessions for jobs in session.regions.services],
+            clock=self._clock,
+        )
         self._deadline = (
             None if max_runtime_minutes is None else self._clock.monotonic() + max_runtime_minutes * 60
         )
@@ -147,6 +155,9 @@ class Agent:
                     await stack.enter_async_context(server.slots_renewed())
                 await stack.enter_async_context(
                     in_background(self._keep_beating, "the heartbeat", self._clock)
+                )
+                await stack.enter_async_context(
+                    in_background(self._call_share.keep_sharing, "the share of calls", self._clock)
                 )
                 await stack.enter_async_context(
                     in_background(self._keep_in_touch, "the contact to W&B", self._clock)

@@ -43,6 +43,11 @@ class Regions:
         self._open: dict[tuple[str, str], Region] = {}
         self._opening = asyncio.Lock()
 
+    @property
+    def services(self) -> list[VertexJobs]:
+        """The job services that are open."""
+        return [region.jobs for region in self._open.values()]
+
     async def at(self, location: str) -> Region:
         """Return a region of the queue's project, opened if it is not yet.
 

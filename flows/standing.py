@@ -12,7 +12,7 @@ and nothing is reported. Once its number is there again it looks which of its la
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -99,8 +99,11 @@ class Colleagues:
         One whose flow run has ended is not, and one whose heartbeat has stood still for long enough.
         Raises httpx.HTTPError when Prefect cannot be asked.
         """
-        runs = await read_flow_runs(self._client, agents)
-        return {run.id for run in runs if not _has_ended(run) and self._moves(run)}
+        return {run.id for run in self.still_at_work(await read_flow_runs(self._client, agents))}
+
+    def still_at_work(self, runs: Iterable[FlowRun]) -> list[FlowRun]:
+        """Return those of the agents' flow runs, as they have just been read, that may be at work."""
+        return [run for run in runs if not _has_ended(run) and self._moves(run)]
 
     def _moves(self, run: FlowRun) -> bool:
         now, heartbeat = self._clock.monotonic(), run.labels.get(HEARTBEAT_LABEL)

@@ -2,8 +2,9 @@
 
 Vertex AI allows about 600 calls a minute in a project and region, and 60 submissions of jobs. Everyone
 in an event loop who calls the same endpoint for the same project and region shares one budget, which
-lets half of those calls pass, so that a second process at full speed fits beside it. The windows slide:
-whichever 60 seconds one looks at, there are no more calls in them.
+lets half of those calls pass. So a second process fits beside it that has only just begun; of n agents
+that know of each other each takes 1/(n + 1) of all calls, so that one more always fits. The windows
+slide: whichever 60 seconds one looks at, there are no more calls in them.
 
 Who finds no room waits in line. Cancels come first, then reads of one job, lists, and creates last;
 within each kind who came first goes first. No kind is passed over more than a few times while it could
@@ -49,15 +50,16 @@ class Call(StrEnum):
 
 @dataclass(eq=False, slots=True)
 class _Window:
-    """At most `limit` calls in any 60 seconds, and fewer for a while after a refusal."""
+    """At most `limit` calls in any 60 seconds, fewer beside other agents or for a while after a refusal."""
 
     limit: int
+    agents: int = 1
     times: deque[float] = field(default_factory=deque[float])
     share: float = 1.0
     slowed_at: float | None = None
 
     def allowed(self, now: float) -> int:
-        return max(1, int(self.limit * self._share(now)))
+        return max(1, int(self.limit * self._share(now) * 2 / (self.agents + 1)))
 
     def pause_seconds(self, now: float) -> float:
         """Return how long it takes until a call may pass; 0 if it may now."""
@@ -115,6 +117,14 @@ class CallBudget:
         """Allow no more than this from now on; a limit that is lower already stays."""
         self._calls.limit = min(self._calls.limit, calls_per_minute)
         self._submissions.limit = min(self._submissions.limit, submissions_per_minute)
+
+    def share_among(self, agents: int) -> None:
+        """Let pass what leaves room for as many calls of each of so many agents, and of one more.
+
+        Submissions are not shared: those of all agents together have a limit of their own.
+        """
+        self._calls.agents = agents
+        self._serve()
 
     async def take(self, call: Call) -> float:
         """Wait until a call may be sent, which is to be done at once; return the time of this moment.

@@ -158,6 +158,10 @@ class VertexJobs:
         """How much of what may be sent in a minute was sent in the last one, from 0 to 1."""
         return self._budget.used_share
 
+    def share_calls(self, *, agents: int) -> None:
+        """Send from now on what is the share of one of so many agents in the same project and region."""
+        self._budget.share_among(agents)
+
     async def create(self, job: CustomJob, *, timeout_seconds: float | None = None) -> JobRecord:
         """Create a job and return it; sent once, never repeated.
 

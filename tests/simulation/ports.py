@@ -13,7 +13,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.flow_run_page import FlowRunPage
 from tests.simulation.faults import Loss
-from tests.simulation.prefect_model import Answer, refusal
+from tests.simulation.prefect_model import AGENT, Answer, refusal
 from tests.simulation.process import Process
 from tests.simulation.vertex_model import PROJECT, run_id_of
 from tests.simulation.wandb_model import ENTITY, QUEUE, Pop
@@ -120,6 +120,7 @@ class VertexPort:
 
     # The simulation is not about the budget: a list waits for nobody.
     used_share = 0.0
+    project = PROJECT
 
     def __init__(self, world: World, process: Process, location: str) -> None:
         self._world = world
@@ -129,6 +130,9 @@ class VertexPort:
 
     async def aclose(self) -> None:
         """Nothing is open."""
+
+    def share_calls(self, *, agents: int) -> None:
+        """There is no budget."""
 
     async def create(self, job: Any, *, timeout_seconds: float | None = None) -> JobRecord:
         def create() -> JobRecord:
@@ -206,8 +210,16 @@ class PrefectPort:
         return await self._do("read_flow_run", lambda: self._model.flow_runs[flow_run_id])
 
     async def read_flow_runs(
-        self, *, flow_filter: Any = None, flow_run_filter: Any, limit: int | None = None, offset: int = 0
+        self,
+        *,
+        flow_filter: Any = None,
+        flow_run_filter: Any,
+        sort: Any = None,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> list[FlowRun]:
+        if flow_filter is not None and flow_filter.name.any_ == [AGENT]:
+            return await self._do("read_agents", lambda: self._model.agent_runs(flow_run_filter))
         return await self._do(
             "read_flow_runs", lambda: self._model.read_flow_runs(flow_run_filter, limit, offset)
         )

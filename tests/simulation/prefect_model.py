@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun, StateDetails, StateType
 from tests.simulation.virtual_time import EPOCH
 
 _FINAL = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
+AGENT = "agent"
 # How often the server looks for leases that have ended.
 REPOSSESSION_SECONDS = 15.0
 _REQUEST = httpx.Request("POST", "http://prefect.invalid/api/")
@@ -104,11 +105,15 @@ class PrefectModel:
     def start_agent_run(self) -> UUID:
         flow_run_id = self.new_id()
         self.flow_runs[flow_run_id] = FlowRun.model_construct(
-            id=flow_run_id, flow_id=self.flow_id, name="agent", parameters={}, tags=[], labels={},
+            id=flow_run_id, flow_id=self.flow_id, name=AGENT, parameters={}, tags=[], labels={},
             run_count=1,
             state=self._stamped(State(type=StateType.RUNNING)), created=EPOCH,
         )  # fmt: skip
         return flow_run_id
+
+    def agent_runs(self, selection: Any) -> list[FlowRun]:
+        types = set(selection.state.type.any_)
+        return [run for run in self.flow_runs.values() if run.name == AGENT and run.state.type in types]
 
     def read_flow_runs(self, selection: Any, limit: int | None, offset: int) -> list[FlowRun]:
         ids = selection.id.any_ if selection.id is not None else None

@@ -99,6 +99,49 @@ def test_no_window_ever_holds_more_and_everyone_passes_in_the_order_of_its_kind(
         assert passed == sorted(passed)
 
 
+def test_agents_that_join_at_full_speed_and_are_noticed_late_never_send_more_than_google_allows():
+    async def main() -> list[float]:
+        sent: list[float] = []
+
+        async def storm(budget: CallBudget) -> None:
+            while True:
+                sent.append(await budget.take(Call.LIST))
+
+        budgets: list[CallBudget] = []
+        storms: list[asyncio.Task[None]] = []
+        for count in range(1, 7):
+            newcomer = CallBudget(clock=LoopClock())
+            newcomer.share_among(count)
+            storms.append(asyncio.create_task(storm(newcomer)))
+            await asyncio.sleep(30)
+            for budget in budgets:
+                budget.share_among(count)
+            budgets.append(newcomer)
+            await asyncio.sleep(30)
+        await asyncio.sleep(600)
+        for task in storms:
+            task.cancel()
+        return sent
+
+    sent = in_virtual_time(main())
+    assert most_in_a_window(sent) <= 600
+    assert sum(time < 60 for time in sent) == 300
+    # Six at work send a seventh of all calls each.
+    assert most_in_a_window([time for time in sent if time >= 420]) == 6 * 85
+
+
+def test_a_share_that_grows_lets_those_pass_who_wait():
+    async def main() -> list[float]:
+        budget = CallBudget(clock=LoopClock())
+        budget.share_among(5)
+        storm = [asyncio.create_task(budget.take(Call.GET)) for _ in range(300)]
+        await asyncio.sleep(10)
+        budget.share_among(1)
+        return await asyncio.gather(*storm)
+
+    assert Counter(in_virtual_time(main())) == {0.0: 100, 10.0: 200}
+
+
 def test_cancels_and_reads_pass_before_a_storm_that_came_first():
     storm = [(0.0, call) for call in (Call.LIST, Call.CREATE) for _ in range(100)]
     sent = sent_for([*storm, (1.0, Call.GET), (0.0, Call.CANCEL)], calls_per_minute=10)

@@ -1,0 +1,86 @@
+"""The share of an agent in the calls to Vertex AI that all agents may send together.
+
+Google counts the calls of a project and region, whichever machine they come from; each process keeps
+within a budget of its own (vertex_launch/call_budget.py). So each agent says in a label of its own flow
+run which projects it calls, counts those at work that call the same ones, and takes a share of that size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+
+from flows.standing import Colleagues
+from vertex_launch.clock import Clock
+from vertex_launch.vertex_jobs import VertexJobs
+
+logger = logging.getLogger("prefect.vertex_launch.agent")
+
+PROJECTS_LABEL = "vertex-launch.projects"
+LOOK_SECONDS = 30.0
+# Flow runs that nobody ended stand at Running for good: those that began last are the ones at work.
+_MOST_AGENTS = 200
+_AT_WORK = [StateType.RUNNING, StateType.CANCELLING]
+
+
+class CallShare:
+    """One agent's share; `services` returns the job services it has open, of any projects and regions."""
+
+    def __init__(
+        self,
+        client: PrefectClient,
+        flow_run_id: UUID,
+        *,
+        flow_name: str,
+        services: Callable[[], Sequence[VertexJobs]],
+        clock: Clock,
+    ) -> None:
+        self._client = client
+        self._flow_run_id = flow_run_id
+        self._flow_name = flow_name
+        self._services = services
+        self._clock = clock
+        self._colleagues = Colleagues(client, clock=clock)
+        self._said: str | None = None
+
+    async def keep_sharing(self) -> None:
+        """Look who else is at work, and share with them, for ever; without Prefect all stays as it was."""
+        while True:
+            try:
+                await self._share()
+            except httpx.HTTPError as error:
+                logger.warning("Nobody could be asked which agents share the calls to Vertex AI: %s", error)
+            await self._clock.sleep(LOOK_SECONDS)
+
+    async def _share(self) -> None:
+        services = self._services()
+        await self._say(" ".join(sorted({jobs.project for jobs in services})))
+        others = [run for run in await self._agents() if run.id != self._flow_run_id]
+        agents = Counter(
+            project
+            for run in self._colleagues.still_at_work(others)
+            for project in str(run.labels.get(PROJECTS_LABEL, "")).split()
+        )
+        for jobs in services:
+            jobs.share_calls(agents=1 + agents[jobs.project])
+
+    async def _say(self, projects: str) -> None:
+        if projects != self._said:
+            await self._client.update_flow_run_labels(self._flow_run_id, {PROJECTS_LABEL: projects})
+            self._said = projects
+
+    async def _agents(self) -> list[FlowRun]:
+        return await self._client.read_flow_runs(
+            flow_filter=FlowFilter.model_validate({"name": {"any_": [self._flow_name]}}),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": _AT_WORK}}}),
+            sort=FlowRunSort.START_TIME_DESC,
+            limit=_MOST_AGENTS,
+        )
