@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 
+from flows import preparation
 from flows.denial import denial_passes
 from flows.live_launch import LiveLaunch, Prepared
+from flows.queue_item import QueueItem
 from flows.run_log import run_log
 from flows.session import LaunchSession
 from vertex_launch.clock import sleep_until
@@ -161,6 +163,20 @@ async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
                 raise
             run_log().warning("Trying fallback %d: %s", plan, error)
             live.attempt = Attempt(live.attempt.number, plan)
+
+
+async def cancel_all(session: LaunchSession, item: QueueItem, noted: Iterable[str]) -> None:
+    """Cancel whatever runs of an item, here or where its flow run has noted that its jobs may be.
+
+    Raises LaunchError when Vertex AI cannot be asked.
+    """
+    parents = preparation.whereabouts(session, item) | frozenset(noted)
+    jobs = list(await session.regions.jobs_of(item.item_id, parents))
+    if item.job_name is not None:
+        jobs.append(await (await session.regions.of(item.job_name)).jobs.get(item.job_name))
+    for job in jobs:
+        if not job.is_terminal:
+            await _cancel(session, job)
 
 
 def turn_to_next(session: LaunchSession, live: LiveLaunch) -> bool:

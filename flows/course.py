@@ -15,8 +15,16 @@ from flows.live_launch import LiveLaunch
 from flows.notices import show
 from flows.run_log import run_log
 from flows.session import LaunchSession
-from vertex_launch.clock import sleep_until
-from vertex_launch.errors import AuthenticationFailed, Conflict, OutcomeUnknown, Permanent, Transient
+from vertex_launch.clock import sleep_until, sleep_until_any
+from vertex_launch.errors import (
+    AuthenticationFailed,
+    Conflict,
+    LaunchError,
+    OutcomeUnknown,
+    Permanent,
+    Transient,
+)
+from vertex_launch.lifecycle import Requester
 
 # A step is tried again for about half a minute; a remote system that is away for longer makes the whole
 # launch wait and start over, for as long as it takes.
@@ -82,8 +90,26 @@ class Course:
         return outcome.refused_state(live.refusal)
 
     async def _pause(self, seconds: float) -> None:
-        if await sleep_until(self._live.leave, seconds, self._session.clock):
+        """Wait before the next try, no longer than until somebody asks for the launch's end."""
+        live, clock = self._live, self._session.clock
+        if live.stop_requested.is_set():
+            await self._cancel_if_asked()
+            await sleep_until(live.leave, seconds, clock)
+        else:
+            await sleep_until_any([live.leave, live.stop_requested], seconds, clock)
+            await self._cancel_if_asked()
+        if live.leave.is_set():
             raise Abort("handed over while a remote system is away")
+
+    async def _cancel_if_asked(self) -> None:
+        """End what runs of a launch that was cancelled in Prefect; W&B is told when it can be."""
+        session, live = self._session, self._live
+        if live.stop is None or live.stop.who is not Requester.PREFECT:
+            return
+        try:
+            await attempts.cancel_all(session, live.item, live.whereabouts)
+        except LaunchError as error:
+            run_log().warning("What runs of a cancelled launch could not be ended yet: %s", error)
 
     async def _assure(self) -> None:
         """Make sure that nobody else speaks for the launch by now. Raises Abort if that cannot be known."""

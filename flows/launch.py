@@ -27,7 +27,7 @@ from prefect.runtime import flow_run as runtime
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from flows import preparation, steps, take
+from flows import attempts, preparation, steps, take
 from flows.course import Course, Step
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
@@ -145,15 +145,11 @@ async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  
 
     A flow run inside of an agent is served by the agent; here the process that waited is gone.
     """
-    item_id = item_of(flow_run.tags)
-    if item_id is None:
+    if item_of(flow_run.tags) is None:
         return
     async with enter_session(flow_run.parameters["queue"]) as session:
         item = QueueItem.model_validate(flow_run.parameters["item"])
-        parents = preparation.whereabouts(session, item) | whereabouts_of(flow_run.labels)
-        for job in await session.regions.jobs_of(item_id, parents):
-            if not job.is_terminal:
-                await (await session.regions.of(job.name)).jobs.cancel(job.name)
+        await attempts.cancel_all(session, item, whereabouts_of(flow_run.labels))
 
 
 launch.on_cancellation(cancel_job)

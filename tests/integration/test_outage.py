@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling
 
 from flows.agent import agent
 from flows.demo_servers import free_port
@@ -16,6 +18,7 @@ from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.lifecycle import LaunchState
+from vertex_launch.sandbox.faults import Fault, What
 from vertex_launch.sandbox.server import Sandbox
 
 
@@ -66,3 +69,48 @@ async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
     assert "2 launched, 0 adopted" in (ended.message or "")
     assert queue.item(running).state == "FAILED"
     assert "cancelled-elsewhere" in queue.item(running).error["message"]
+
+
+async def test_what_runs_of_a_cancelled_launch_is_ended_while_wandb_refuses_to_hear_of_it(
+    prefect_api: PrefectServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    monkeypatch.setattr("flows.stops.STOP_POLL_SECONDS", 0.1)
+    # The first pause is as long as ever: the cancel does not wait for its end.
+    monkeypatch.setattr("flows.course.MAX_PAUSE_SECONDS", 1.0)
+    queue = LaunchQueue(sandbox)
+    await queue.create()
+    item_id = queue.push("sandbox/hold")
+    serving = asyncio.create_task(agent(queues=[queue.name], return_state=True))
+
+    async def is_running() -> bool:
+        return [job.launch_state for job in await queue.jobs()] == [LaunchState.RUNNING]
+
+    await until(is_running)
+    [registered] = sandbox.wandb.agents.all()
+    sandbox.wandb.stop_polling(registered.id)
+    await serving
+    refused = await sandbox.faults.add(
+        Fault(server="wandb", what=What.ANSWER, operation="ackRunQueueItem", status=401, times=None)
+    )
+    draining = asyncio.create_task(agent(queues=[queue.name], drain=True, return_state=True))
+
+    async def waits() -> bool:
+        launched = (await queue.launches())[item_id]
+        return launched.state is not None and launched.state.name == "WaitingForService"
+
+    await until(waits)
+    async with get_client() as client:
+        await client.set_flow_run_state((await queue.launches())[item_id].id, Cancelling())
+
+    async def is_cancelled() -> bool:
+        return [job.launch_state for job in await queue.jobs()] == [LaunchState.CANCELLED]
+
+    await until(is_cancelled)
+    assert queue.item(item_id).state == "CLAIMED"
+    await sandbox.faults.remove(refused)
+    await draining
+    assert "cancelled" in queue.item(item_id).error["message"]
+    launched = (await queue.launches())[item_id]
+    assert launched.state is not None
+    assert launched.state.is_cancelled()
