@@ -36,6 +36,7 @@ from flows.standing import Standing
 from flows.termination import on_termination
 from vertex_launch.clock import Clock, SystemClock
 from vertex_launch.errors import LaunchError
+from vertex_launch.retry import asked_pause_seconds
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
@@ -153,15 +154,13 @@ class Agent:
             async with contextlib.AsyncExitStack() as stack:
                 for server in self._servers():
                     await stack.enter_async_context(server.slots_renewed())
-                await stack.enter_async_context(
-                    in_background(self._keep_beating, "the heartbeat", self._clock)
-                )
-                await stack.enter_async_context(
-                    in_background(self._call_share.keep_sharing, "the share of calls", self._clock)
-                )
-                await stack.enter_async_context(
-                    in_background(self._keep_in_touch, "the contact to W&B", self._clock)
-                )
+                for duty, name in (
+                    (self._keep_beating, "the heartbeat"),
+                    (self._call_share.keep_sharing, "the share of calls"),
+                    (self._keep_in_touch, "the contact to W&B"),
+                    (self._keep_looking_for_cancel, "the look for a cancel in Prefect"),
+                ):
+                    await stack.enter_async_context(in_background(duty, name, self._clock))
                 try:
                     async with asyncio.TaskGroup() as group:
                         for rotation in self._rotations:
@@ -240,16 +239,25 @@ class Agent:
 
     async def _keep_in_touch(self) -> None:
         while True:
+            pause_seconds = CONTACT_SECONDS
             try:
                 for registration in self._registrations:
                     await registration.say_what_it_does()
                     if await registration.is_to_stop():
                         self.end_for(STOPPED_BY_WANDB)
+            except LaunchError as error:
+                logger.warning("W&B could not be asked whether this agent is to stop: %s", error)
+                pause_seconds = max(pause_seconds, asked_pause_seconds(error))
+            await self._clock.sleep(pause_seconds)
+
+    async def _keep_looking_for_cancel(self) -> None:
+        while True:
+            try:
                 own = await self._client.read_flow_run(self._flow_run_id)
                 if own.state is not None and own.state.is_cancelling():
                     self.end_for(CANCELLED_IN_PREFECT)
-            except (LaunchError, httpx.HTTPError) as error:
-                logger.warning("Nobody could be asked whether this agent is to stop: %s", error)
+            except httpx.HTTPError as error:
+                logger.warning("Prefect could not be asked whether this agent is to stop: %s", error)
             await self._clock.sleep(CONTACT_SECONDS)
 
     def end_for(self, reason: str) -> None:

@@ -25,6 +25,7 @@ from vertex_launch.errors import (
     Transient,
 )
 from vertex_launch.lifecycle import Requester
+from vertex_launch.retry import asked_pause_seconds
 
 # A step is tried again for about half a minute; a remote system that is away for longer makes the whole
 # launch wait and start over, for as long as it takes.
@@ -70,9 +71,11 @@ class Course:
                 return await self._settled()
             except (Transient, OutcomeUnknown, AuthenticationFailed) as error:
                 # A key or token that is not accepted is the queue's, not this item's: somebody renews it.
-                run_log().warning("Waiting %.0f s before going on: %s", pause_seconds, error)
+                jittered_seconds = pause_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                seconds = max(jittered_seconds, asked_pause_seconds(error))
+                run_log().warning("Waiting %.0f s before going on: %s", seconds, error)
                 await show(self._session, self._live, "WaitingForService", str(error))
-                await self._pause(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                await self._pause(seconds)
                 pause_seconds = min(MAX_PAUSE_SECONDS, pause_seconds * 2)
 
     async def _settled(self) -> State[Any]:

@@ -13,6 +13,7 @@ import httpx
 from flows.queue_server import Found, QueueServer
 from vertex_launch.clock import Clock, sleep_until
 from vertex_launch.errors import LaunchError
+from vertex_launch.retry import asked_pause_seconds
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
@@ -104,6 +105,7 @@ class Rotation:
             turn.failures += 1
             ceiling = min(MAX_BACKOFF_SECONDS, self._poll_seconds * 2**turn.failures)
             pause_seconds = random.uniform(self._poll_seconds, max(self._poll_seconds, ceiling))  # noqa: S311 - jitter
+            pause_seconds = max(pause_seconds, asked_pause_seconds(error))
             turn.not_before = self._clock.monotonic() + pause_seconds
             queue = turn.server.session.block_name
             logger.warning("Nothing could be taken from %s, again in %.0f s: %s", queue, pause_seconds, error)

@@ -19,6 +19,7 @@ from vertex_launch.clock import sleep_until_any
 from vertex_launch.errors import LaunchError, NotFound, OverQuota, PermissionDenied
 from vertex_launch.job_watcher import OnChange
 from vertex_launch.lifecycle import JobRecord, LaunchState, Requester, StopRequest
+from vertex_launch.retry import asked_pause_seconds
 
 MAX_QUOTA_PAUSE_SECONDS = 300.0
 MAX_RATE_PAUSE_SECONDS = 60.0
@@ -48,7 +49,7 @@ class QuotaWait:
         """Wait before the next try; False if there is to be none, because somebody asked for an end."""
         session, live = self._session, self._live
         longest = MAX_QUOTA_PAUSE_SECONDS if error.is_capacity else MAX_RATE_PAUSE_SECONDS
-        pause_seconds = max(min(self._pause_seconds, longest), error.retry_after_seconds or 0.0)
+        pause_seconds = max(min(self._pause_seconds, longest), asked_pause_seconds(error))
         self._pause_seconds *= 2
         waited = session.clock.now() - self._since
         run_log().info("Waiting %.0f s for quota: %s", pause_seconds, error)

@@ -26,6 +26,7 @@ from vertex_launch.clock import Clock, SystemClock, sleep_until
 from vertex_launch.errors import LaunchError, NotFound
 from vertex_launch.labels import ITEM_LABEL
 from vertex_launch.lifecycle import STATE_OF_JOB, TERMINAL, JobRecord, LaunchState, advance, surplus
+from vertex_launch.retry import asked_pause_seconds
 from vertex_launch.vertex_jobs import VertexJobs
 
 logger = logging.getLogger(__name__)
@@ -115,13 +116,16 @@ class JobWatcher:
                 if not self._watches:
                     self._wake.clear()
                     await self._wake.wait()
+                asked_seconds = 0.0
                 try:
                     await self._pass()
                     failures = 0
                 except LaunchError as error:
                     failures += 1
+                    asked_seconds = asked_pause_seconds(error)
                     logger.warning("The jobs of %s could not be read: %s", self.jobs.parent, error)
-                pause_seconds = min(MAX_BACKOFF_SECONDS, self.interval_seconds * 2 ** min(failures, 8))
+                backoff_seconds = min(MAX_BACKOFF_SECONDS, self.interval_seconds * 2 ** min(failures, 8))
+                pause_seconds = max(backoff_seconds, asked_seconds)
                 await sleep_until(self._wake, pause_seconds, self.clock)
                 self._wake.clear()
         finally:

@@ -16,6 +16,14 @@ T = TypeVar("T")
 ATTEMPTS = 4
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 20.0
+# Who asks for a longer pause is asked again after this one: nobody looks on for a day.
+LONGEST_ASKED_PAUSE_SECONDS = 600.0
+
+
+def asked_pause_seconds(error: BaseException) -> float:
+    """Return how long the other side asked us to stay away, at most ten minutes; 0 if it did not ask."""
+    asked = error.retry_after_seconds if isinstance(error, Transient) else None
+    return min(asked or 0.0, LONGEST_ASKED_PAUSE_SECONDS)
 
 
 async def retrying(
@@ -31,8 +39,7 @@ async def retrying(
     def pause_seconds(state: RetryCallState) -> float:
         ceiling = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (state.attempt_number - 1))
         error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after_seconds if isinstance(error, Transient) else None
-        return max(random.uniform(0, ceiling), asked or 0.0)
+        return max(random.uniform(0, ceiling), asked_pause_seconds(error) if error else 0.0)
 
     async for attempt in AsyncRetrying(
         stop=stop_after_attempt(attempts),
@@ -47,4 +54,4 @@ async def retrying(
 
 
 def _is_worth_a_pause(error: BaseException) -> bool:
-    return isinstance(error, Transient) and (error.retry_after_seconds or 0.0) <= LONGEST_PAUSE_SECONDS
+    return isinstance(error, Transient) and asked_pause_seconds(error) <= LONGEST_PAUSE_SECONDS

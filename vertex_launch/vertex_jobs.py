@@ -201,15 +201,18 @@ class VertexJobs:
         return await self._whole(name, ATTEMPTS)
 
     async def list(self, filter: str) -> tuple[JobRecord, ...]:  # noqa: A002 - the API's own word
-        """Return every job that matches an AIP-160 filter, by pages of 100."""
-        records: list[JobRecord] = []
+        """Return every job that matches an AIP-160 filter, by pages of 100.
+
+        A list that changes while it is read may show a job twice: it is returned once, as it was shown last.
+        """
+        records: dict[str, JobRecord] = {}
         token = ""
         while True:
             page = await self._page(filter, token)
-            records += [as_record(job) for job in page.custom_jobs]
+            records.update((job.name, as_record(job)) for job in page.custom_jobs)
             before, token = token, page.next_page_token
             if not token:
-                return tuple(records)
+                return tuple(records.values())
             if token == before:
                 raise Transient(f"the jobs of {self.parent}: Vertex AI's list does not go on")
 
@@ -392,7 +395,9 @@ def _translated(error: google.GoogleAPICallError, where: str) -> Permanent | Tra
         )
     if isinstance(error, google.ClientError) and not isinstance(error, google.Cancelled | google.Aborted):
         return Refused(_problems(message, where))
-    return Transient(f"{where}: Vertex AI could not be asked: {message}")
+    return Transient(
+        f"{where}: Vertex AI could not be asked: {message}", retry_after_seconds=_retry_after(error)
+    )
 
 
 def _message(error: google.GoogleAPICallError) -> str:

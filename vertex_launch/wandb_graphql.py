@@ -119,9 +119,15 @@ class WandbGraphql:
 
         Raises Refused about `where` when the answer says that it was not done, and as `execute` does.
         """
-        answer = at(await self.execute(operation, variables), field or operation.name)
-        if answer is None or not answer.get("success"):
+        if not await self.is_done(operation, variables, field=field):
             raise Refused(Problem(where, f"W&B did not carry out {operation.name}"))
+
+    async def is_done(
+        self, operation: Operation, variables: Mapping[str, Any], *, field: str | None = None
+    ) -> bool:
+        """Ask for a mutation as `succeed` does; return whether the answer says that it was carried out."""
+        answer = at(await self.execute(operation, variables), field or operation.name)
+        return answer is not None and bool(answer.get("success"))
 
     async def post(self, path: str, body: Mapping[str, Any], *, name: str) -> None:
         """Send JSON that may be sent again to a path of the server beside GraphQL; `name` is for `calls`."""

@@ -281,12 +281,19 @@ class WandbQueue:
             raise (refusal or error) from error
 
     async def fail(self, item_id: str, message: str, stage: str, file_paths: Sequence[str] = ()) -> None:
-        """Mark an item as failed at W&B, with the message that its page shows."""
-        await self._notify(documents.FAIL, item_id, message, stage, file_paths)
+        """Mark an item as failed at W&B, with the message that its page shows.
+
+        Raises Transient when W&B answers that it has not, although the item could still fail.
+        """
+        if await self._notify(documents.FAIL, item_id, message, stage, file_paths):
+            return
+        if (await self.read_item(item_id)).state not in {ItemState.FAILED, ItemState.UNKNOWN}:
+            raise Transient(f"item {item_id}: W&B did not carry out {documents.FAIL.name}")
 
     async def warn(self, item_id: str, message: str, stage: str, file_paths: Sequence[str] = ()) -> None:
-        """Attach a warning to an item at W&B."""
-        await self._notify(documents.WARN, item_id, message, stage, file_paths)
+        """Attach a warning to an item at W&B. Raises Transient when W&B answers that it has not."""
+        if not await self._notify(documents.WARN, item_id, message, stage, file_paths):
+            raise Transient(f"item {item_id}: W&B did not carry out {documents.WARN.name}")
 
     async def read_item(self, item_id: str) -> ItemRecord:
         """Return an item of this queue. Raises NotFound when it is not there."""
@@ -336,11 +343,11 @@ class WandbQueue:
 
     async def _notify(
         self, operation: Operation, item_id: str, message: str, stage: str, file_paths: Sequence[str]
-    ) -> None:
+    ) -> bool:
         variables: dict[str, Any] = {"runQueueItemId": item_id, "message": message, "stage": stage}
         if file_paths:
             variables["filePaths"] = list(file_paths)
-        await self._graphql.succeed(operation, variables, where=f"item {item_id}")
+        return await self._graphql.is_done(operation, variables)
 
     async def _no_such_queue(self) -> NotFound:
         variables = {"entity": self.entity, "projectName": self.project}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from fault_scene import Scene
+from queue_client import NoWait
 from served_vertex import PARENT, until
 
 from vertex_launch import errors
+from vertex_launch.clock import SystemClock
+from vertex_launch.job_watcher import JobWatcher
 from vertex_launch.lifecycle import ItemState
 from vertex_launch.vertex_types import JobState
 from vertex_launch.wandb_queue import AgentStatus, RunPath
@@ -38,11 +43,26 @@ async def test_a_row_is_missing_doubled_or_old(scene: Scene):
     assert await scene.listed("rows") == ["j2", "j0"]
     await scene.sandbox.faults.clear()
     await scene.on("vertex", "doubled", times=2)
-    assert await scene.listed("rows") == ["j2", "j2", "j1", "j1", "j0"]
+    assert await scene.listed("rows") == ["j2", "j1", "j0"]
     await scene.on("vertex", "stale", "ListCustomJobs", about="j0")
     listed = await scene.jobs.list('labels.test="rows"')
     assert [JobState(record.state).name[10:] for record in listed] == ["RUNNING", "RUNNING", "QUEUED"]
     assert await scene.listed("rows") == ["j2", "j1", "j0"]
+
+
+async def test_a_job_that_a_list_shows_twice_is_no_duplicate_of_itself(scene: Scene):
+    job = await scene.create("alone", **{"launch-item": "i", "launch-queue": "q"})
+    scene.sandbox.vertex.set_state(job.name, JobState.JOB_STATE_RUNNING)
+    await scene.on("vertex", "doubled", times=None)
+    calls = scene.sandbox.vertex.calls
+    before = calls["ListCustomJobs"]
+    watcher = JobWatcher(scene.jobs, labels={"launch-queue": "q"}, interval_seconds=0.01, clock=SystemClock())
+    running = asyncio.create_task(watcher.run())
+    waiting = asyncio.create_task(watcher.wait(job.name))
+    await until(lambda: calls["ListCustomJobs"] >= before + 3)
+    running.cancel()
+    assert calls["CancelCustomJob"] == 0
+    waiting.cancel()
 
 
 async def test_a_page_begins_one_row_late(scene: Scene):
@@ -130,6 +150,20 @@ async def test_a_job_is_deleted_by_somebody(scene: Scene, call: str, rpc: str):
         await scene.jobs.get(created.name)
 
 
+async def test_the_jobs_are_left_alone_for_as_long_as_vertex_ai_asks(scene: Scene):
+    job = await scene.create("watched", **{"launch-queue": "q"})
+    await scene.on("vertex", "answer", "ListCustomJobs", status=503, retry_after_seconds=77)
+    clock, calls = NoWait(), scene.sandbox.vertex.calls
+    before = calls["ListCustomJobs"]
+    watcher = JobWatcher(scene.jobs, labels={"launch-queue": "q"}, interval_seconds=1, clock=clock)
+    running = asyncio.create_task(watcher.run())
+    waiting = asyncio.create_task(watcher.wait(job.name))
+    await until(lambda: calls["ListCustomJobs"] >= before + 1)
+    assert clock.monotonic() >= 77
+    running.cancel()
+    waiting.cancel()
+
+
 # --- W&B
 
 
@@ -184,9 +218,12 @@ async def test_a_write_is_answered_false_and_not_done(scene: Scene):
     with pytest.raises(errors.Conflict, match="LEASED"):
         await scene.queue.acknowledge(item_id, "run-1")
     await scene.on("wandb", "false", "failRunQueueItem")
-    with pytest.raises(errors.Refused):
+    with pytest.raises(errors.Transient, match="did not carry out failRunQueueItem"):
         await scene.queue.fail(item_id, "broken", "run")
     assert (await scene.queue.read_item(item_id)).state is ItemState.LEASED
+    await scene.queue.fail(item_id, "broken", "run")
+    await scene.on("wandb", "false", "failRunQueueItem")
+    await scene.queue.fail(item_id, "broken", "run")
 
 
 async def test_a_queue_item_or_run_is_deleted(scene: Scene):

@@ -114,3 +114,29 @@ async def test_what_runs_of_a_cancelled_launch_is_ended_while_wandb_refuses_to_h
     launched = (await queue.launches())[item_id]
     assert launched.state is not None
     assert launched.state.is_cancelled()
+
+
+async def test_a_queue_is_left_alone_for_as_long_as_wandb_asks(
+    prefect_api: PrefectServer,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    caplog.set_level(logging.WARNING)
+    queue = LaunchQueue(sandbox)
+    await queue.create()
+    await sandbox.faults.add(
+        Fault(
+            server="wandb", what=What.ANSWER, operation="popFromRunQueue", status=429, retry_after_seconds=77
+        )
+    )
+    serving = asyncio.create_task(agent(queues=[queue.name], return_state=True))
+
+    async def is_told() -> bool:
+        return f"Nothing could be taken from {queue.name}, again in 77 s" in caplog.text
+
+    await until(is_told)
+    [registered] = sandbox.wandb.agents.all()
+    sandbox.wandb.stop_polling(registered.id)
+    assert (await serving).is_completed()
