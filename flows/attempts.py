@@ -15,7 +15,7 @@ from flows.live_launch import LiveLaunch, Prepared
 from flows.queue_item import QueueItem
 from flows.run_log import run_log
 from flows.session import LaunchSession
-from vertex_launch.clock import sleep_until
+from vertex_launch.clock import sleep_until, sleep_until_any
 from vertex_launch.diagnosis import Category, Diagnosis, diagnose
 from vertex_launch.errors import (
     AuthenticationFailed,
@@ -57,6 +57,8 @@ LOOK_AGAIN_SECONDS = (2.0, 8.0)
 LAST_LOOKS_SECONDS = (2.0, 8.0, 30.0, 60.0)
 # What was listed longer ago than this is listed again before a job is created.
 STALE_SECONDS = 5.0
+# A turn that was not used for so long is somebody else's by now.
+TURN_SECONDS = 30.0
 
 
 def render_attempt(session: LaunchSession, live: LiveLaunch) -> Rendering:
@@ -147,6 +149,17 @@ async def find_later(
     return None
 
 
+async def find_until_slot(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+    """Return the launch's job if it turns up while the launch has no slot for another one."""
+    ends = (live.may_submit, live.stop_requested, live.leave)
+    for pause_seconds in LAST_LOOKS_SECONDS:
+        if await sleep_until_any(ends, pause_seconds, session.clock):
+            return None
+        if job := await _look_again(session, live):
+            return job
+    return None
+
+
 async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
     """Create the job of the current attempt; where a plan's machines are over quota, of its next plan.
 
@@ -202,18 +215,21 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
     attempt, rendering = live.attempt, render_attempt(session, live)
     location = rendering.parent.rsplit("/", 1)[-1]
     region = await session.regions.at(location)
-    asked = session.clock.monotonic()
-    if not await session.may_submit(live, location):
-        raise OverQuota(f"{rendering.parent}: the turn of this job had not come yet", is_capacity=False)
-    if session.clock.monotonic() - asked > STALE_SECONDS:
+    if (turn := await session.turn_to_submit(live, region.jobs)) is None:
+        raise _not_yet()
+    while await _must_look(session, live):
         if job := await _look_again(session, live):
             return job
         if live.attempt != attempt:
             return None
+        if session.clock.monotonic() - turn > TURN_SECONDS:
+            turn = await region.jobs.turn_to_create()
     live.may_have_twin = live.may_have_job
     try:
         # Dying here is why the label is looked for first: the job is found by the next try.
-        job = await region.jobs.create(rendering.job, timeout_seconds=rendering.create_timeout_seconds)
+        job = await region.jobs.create(
+            rendering.job, timeout_seconds=rendering.create_timeout_seconds, turn=turn
+        )
     except OutcomeUnknown:
         live.may_have_job = True
         if job := await find_later(session, live):
@@ -222,10 +238,25 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
     return job
 
 
+async def _must_look(session: LaunchSession, live: LiveLaunch) -> bool:
+    """Whether too much time has passed since the last look, once nothing else stands against a create.
+
+    Raises OverQuota, as no job was created, when the launch is to be left or ended before.
+    """
+    if not await session.may_submit(live):
+        raise _not_yet()
+    return session.clock.monotonic() - live.looked_at > STALE_SECONDS
+
+
+def _not_yet() -> OverQuota:
+    return OverQuota("the turn of this job had not come yet", is_capacity=False)
+
+
 async def _look(session: LaunchSession, live: LiveLaunch) -> tuple[object, tuple[JobRecord, ...]]:
     """Return what is to be done, and the launch's jobs, once there is none too many."""
     while True:
         jobs = await _jobs(session, live)
+        live.looked_at = session.clock.monotonic()
         decision = _decision(session, live, jobs)
         if not isinstance(decision, Cancel):
             return decision, jobs

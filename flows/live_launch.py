@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from math import inf
 from uuid import UUID
 
 from pydantic import SecretStr
@@ -44,12 +45,14 @@ class LiveLaunch:
         whereabouts: Where else they may be, sent there before the queue was changed: as
             `projects/…/locations/…`.
         job: The current attempt's job as it was last seen.
+        looked_at: When its jobs were last listed, on the session's monotonic clock.
         may_have_job: Whether another process may have created a job that no list shows yet.
         may_have_twin: Whether the current job was created although another one might have been there.
         refusal: Why the item cannot be launched.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
-        may_submit: Set once the launch has its place under a limit; only sweep schedulers wait for it.
+        may_submit: Set once the launch has its place under the limits; sweep schedulers wait for it, and
+            launches that were adopted after their slot was lost.
         job_ended: Set when no job of this launch is under way any more.
         leave: Set when this process is to leave the launch to another one.
         is_anothers: Whether another agent has taken it over already.
@@ -66,6 +69,7 @@ class LiveLaunch:
     locations: tuple[str, ...] = ()
     whereabouts: frozenset[str] = frozenset()
     job: JobRecord | None = None
+    looked_at: float = -inf
     may_have_job: bool = False
     may_have_twin: bool = False
     refusal: Permanent | None = None

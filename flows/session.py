@@ -25,6 +25,7 @@ from flows.regions import Regions
 from flows.standing import Standing
 from flows.submission_pace import SubmissionPace
 from vertex_launch.clock import Clock, SystemClock
+from vertex_launch.vertex_jobs import VertexJobs
 from vertex_launch.wandb_queue import WandbQueue
 
 
@@ -62,12 +63,20 @@ class LaunchSession:
         """Wait until nobody else can have taken the launch over; False if one has, or it is to be left."""
         return self.standing is None or await self.standing.until_sure(live)
 
-    async def may_submit(self, live: LiveLaunch, location: str) -> bool:
-        """Wait for the turn of a job in a region; False if the launch is to be left or ended first."""
-        if self.pace is not None:
-            await self.pace.take(location, unless=(live.leave, live.stop_requested))
-        await self.until_sure(live)
-        return not (live.leave.is_set() or live.stop_requested.is_set())
+    async def may_submit(self, live: LiveLaunch) -> bool:
+        """Wait until nobody else can have the launch; False if one has, or it is to be left or ended."""
+        is_sure = await self.until_sure(live)
+        return is_sure and not (live.leave.is_set() or live.stop_requested.is_set())
+
+    async def turn_to_submit(self, live: LiveLaunch, jobs: VertexJobs) -> float | None:
+        """Wait for a job's turn among all that are submitted to a region, and return it.
+
+        None means that the launch is to be left or ended first.
+        """
+        ends = (live.leave, live.stop_requested)
+        if self.pace is not None and not await self.pace.take(jobs.location, unless=ends):
+            return None
+        return await jobs.turn_to_create()
 
 
 _current: ContextVar[LaunchSession | None] = ContextVar("vertex_launch_session", default=None)

@@ -67,6 +67,8 @@ async def submit(session: LaunchSession, live: LiveLaunch) -> str:
         if live.job is None and live.may_have_job and not has_looked_later:
             live.job = await attempts.find_later(session, live)
             has_looked_later = True
+            if live.job is None:
+                live.job = await attempts.find_until_slot(session, live)
         if live.job is None and not await preparation.may_start(session, live):
             return await _last_look(session, live)
         try:

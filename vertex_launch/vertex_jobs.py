@@ -162,8 +162,17 @@ class VertexJobs:
         """Send from now on what is the share of one of so many agents in the same project and region."""
         self._budget.share_among(agents)
 
-    async def create(self, job: CustomJob, *, timeout_seconds: float | None = None) -> JobRecord:
-        """Create a job and return it; sent once, never repeated.
+    async def turn_to_create(self) -> float:
+        """Wait until a job may be created, and return this turn for `create`, which is to come soon.
+
+        A create that takes its turn itself may wait for a minute; what was known before may not hold then.
+        """
+        return await self._budget.take(Call.CREATE)
+
+    async def create(
+        self, job: CustomJob, *, timeout_seconds: float | None = None, turn: float | None = None
+    ) -> JobRecord:
+        """Create a job and return it; sent once, never repeated, and at once if it has its `turn` already.
 
         Raises Refused with a problem for each field that the server names, PermissionDenied or
         AuthenticationFailed; OverQuota when there certainly is no job; OutcomeUnknown when
@@ -180,7 +189,7 @@ class VertexJobs:
             return _received(created)
 
         try:
-            created = await self._send(Call.CREATE, send)
+            created = await self._send(Call.CREATE, send, turn)
         except google.GoogleAPICallError as error:
             if isinstance(error, _CERTAINLY_NO_JOB) or _NOT_SENT in _message(error):
                 raise _translated(error, where) from error
@@ -276,10 +285,10 @@ class VertexJobs:
 
         return await retrying(once, clock=self._clock, random=self._random, attempts=attempts)
 
-    async def _send(self, call: Call, send: Callable[[Any], Awaitable[T]]) -> T:
+    async def _send(self, call: Call, send: Callable[[Any], Awaitable[T]], turn: float | None = None) -> T:
         """Send one request when its turn has come."""
         budget = self._budget
-        sent_at = await budget.take(call)
+        sent_at = await budget.take(call) if turn is None else turn
         client = self._client()
         self.calls[call] += 1
         try:

@@ -102,6 +102,24 @@ def test_a_restart_whose_launches_come_one_by_one_stays_within_the_budget_beside
     assert most_in_a_window(vertex.times()) <= CALLS_PER_MINUTE
 
 
+def test_a_create_that_has_its_turn_waits_no_more_and_what_was_listed_meanwhile_is_fresh():
+    vertex = ModelledVertex()
+
+    async def main() -> tuple[float, float]:
+        jobs, loop = open_jobs(), asyncio.get_running_loop()
+        await asyncio.gather(*(jobs.list("") for _ in range(CALLS_PER_MINUTE)))
+        turn = await jobs.turn_to_create()
+        await jobs.list("")
+        listed_at = loop.time()
+        await jobs.create(CustomJob(display_name="x"), turn=turn)
+        return turn, loop.time() - listed_at
+
+    with served_by(vertex):
+        turn, age_seconds = in_virtual_time(main())
+    assert turn >= 60
+    assert age_seconds < 1
+
+
 def test_a_thousand_new_items_are_submitted_at_the_rate_that_is_allowed_and_their_jobs_are_seen_to_end():
     vertex = ModelledVertex()
 

@@ -126,6 +126,7 @@ class VertexPort:
         self._world = world
         self._process = process
         self._model = world.vertex
+        self.location = location
         self.parent = f"projects/{PROJECT}/locations/{location}"
 
     async def aclose(self) -> None:
@@ -134,7 +135,12 @@ class VertexPort:
     def share_calls(self, *, agents: int) -> None:
         """There is no budget."""
 
-    async def create(self, job: Any, *, timeout_seconds: float | None = None) -> JobRecord:
+    async def turn_to_create(self) -> float:
+        return self._process.clock.monotonic()
+
+    async def create(
+        self, job: Any, *, timeout_seconds: float | None = None, turn: float | None = None
+    ) -> JobRecord:
         def create() -> JobRecord:
             self._model.count(is_submission=True)
             made = self._model.create(self.parent, job)
