@@ -21,7 +21,7 @@ from vertex_launch.lifecycle import JobRecord
 from vertex_launch.render import QUEUE_LABEL, launch_key, queue_key
 from vertex_launch.vertex_jobs import VertexJobs
 
-_PARENT = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)")
+PARENT = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Regions:
 
     async def of(self, job_name: str) -> Region:
         """Return the region of a job (`projects/…/locations/…/customJobs/…`)."""
-        match = _PARENT.match(job_name)
+        match = PARENT.match(job_name)
         return await self.at(match["location"] if match else self._block.location)
 
     def parents(self, locations: Iterable[str]) -> frozenset[str]:
@@ -66,7 +66,7 @@ class Regions:
 
     async def jobs_of(self, item_id: str, parents: Iterable[str]) -> tuple[JobRecord, ...]:
         """Return every job of a run queue item in these parents, by lists that have begun since."""
-        matches = [match for parent in sorted(set(parents)) if (match := _PARENT.fullmatch(parent))]
+        matches = [match for parent in sorted(set(parents)) if (match := PARENT.fullmatch(parent))]
         regions = [await self._at(match["project"], match["location"]) for match in matches]
         found = await asyncio.gather(*(region.finder.find(launch_key(item_id)) for region in regions))
         return tuple(job for jobs in found for job in jobs)

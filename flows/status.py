@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -26,7 +26,9 @@ from blocks.vertex_queue import VertexLaunchQueue
 from flows.cli_error import no_such_block, prefect_unreachable
 from flows.outcome import run_url, summary_of
 from flows.queue_item import QueueItem
+from flows.regions import PARENT
 from flows.tags import PRODUCT_TAG, queue_tag
+from flows.whereabouts import whereabouts_of
 from vertex_launch.diagnosis import console_url, diagnose, logs_url
 from vertex_launch.errors import LaunchError, NotFound
 from vertex_launch.lifecycle import ItemState, JobRecord, LaunchState
@@ -137,11 +139,8 @@ async def open_queue(client: PrefectClient, block_name: str) -> AsyncIterator[Qu
     """Yield a reader of one queue. Raises LaunchError or ValidationError when the block is unusable."""
     block = await VertexLaunchQueue.aload(block_name)
     async with contextlib.AsyncExitStack() as stack:
-        regions = {location: block.open_vertex_jobs(location) for location in block.locations}
-        for jobs in regions.values():
-            stack.push_async_callback(jobs.aclose)
         wandb = await stack.enter_async_context(block.open_wandb_queue())
-        yield QueueReader(client, block_name, block, wandb, regions)
+        yield QueueReader(client, block_name, block, wandb, stack)
 
 
 async def read_status(
@@ -174,7 +173,8 @@ class QueueReader:
     block_name: str
     block: VertexLaunchQueue
     wandb: WandbQueue
-    regions: Mapping[str, VertexJobs]
+    stack: contextlib.AsyncExitStack
+    _services: dict[str, VertexJobs] = field(default_factory=dict[str, VertexJobs])
     _wandb_api: Any = None
     _left_the_queue: set[str] = field(default_factory=set[str])
 
@@ -189,8 +189,8 @@ class QueueReader:
         slots_taken = await self._slots_taken()
         agents = await self._agents()
         problems: list[str] = []
-        jobs = await _or_problem(self._jobs(flow_runs), {}, problems)
-        items = [_launched(self.block, flow_run, jobs) for flow_run in flow_runs]
+        jobs = await self._jobs(flow_runs, problems)
+        items = [_launched(self.block, flow_run, jobs, all_read=not problems) for flow_run in flow_runs]
         waiting = await _or_problem(self._waiting({item.item for item in items}), [], problems)
         return QueueStatus(
             block=self.block_name,
@@ -248,8 +248,25 @@ class QueueReader:
         )
         return sum(self.block_name in flow_run.parameters.get("queues", ()) for flow_run in running)
 
-    async def _jobs(self, flow_runs: Sequence[FlowRun]) -> dict[str, JobRecord]:
-        """Return the jobs of these launches by launch key, in the queue's own regions.
+    def _service(self, parent: str) -> VertexJobs:
+        if parent not in self._services:
+            match = PARENT.fullmatch(parent)
+            assert match is not None, parent
+            jobs = self.block.open_vertex_jobs(match["location"], match["project"])
+            self.stack.push_async_callback(jobs.aclose)
+            self._services[parent] = jobs
+        return self._services[parent]
+
+    def _parents(self, flow_runs: Sequence[FlowRun]) -> set[str]:
+        """Return where the queue's jobs are, and those of launches that began before it was moved."""
+        unended = [run for run in flow_runs if run.state is None or not run.state.is_final()]
+        return set(self._own_parents()).union(*(whereabouts_of(run.labels) for run in unended))
+
+    def _own_parents(self) -> list[str]:
+        return [f"projects/{self.block.project}/locations/{location}" for location in self.block.locations]
+
+    async def _jobs(self, flow_runs: Sequence[FlowRun], problems: list[str]) -> dict[str, JobRecord]:
+        """Return the jobs of these launches by launch key; where they cannot be read is in `problems`.
 
         Of several jobs for one item it is that of the last attempt, and of two of them the older.
         """
@@ -260,13 +277,16 @@ class QueueReader:
             f'labels.{QUEUE_LABEL}="{queue_key(self.block.entity, self.block.queue)}"'
             f' AND create_time>="{since:%Y-%m-%dT%H:%M:%SZ}"'
         )
-        pages = await asyncio.gather(*(jobs.list(selection) for jobs in self.regions.values()))
+        services = [self._service(parent) for parent in sorted(self._parents(flow_runs))]
+        pages = await asyncio.gather(
+            *(_or_problem(jobs.list(selection), tuple[JobRecord, ...](), problems) for jobs in services)
+        )
         in_order = sorted(
             (job for page in pages for job in page),
             key=lambda job: (job.attempt, -(job.create_time or since).timestamp()),
         )
         labelled = {job.labels.get(ITEM_LABEL, ""): job for job in in_order}
-        return labelled | await self._adopted_jobs(flow_runs)
+        return labelled | await _or_problem(self._adopted_jobs(flow_runs), {}, problems)
 
     async def _adopted_jobs(self, flow_runs: Sequence[FlowRun]) -> dict[str, JobRecord]:
         """Return the jobs that W&B's own agent had made, which have no label of ours, by launch key."""
@@ -275,7 +295,8 @@ class QueueReader:
             item = QueueItem.model_validate(flow_run.parameters["item"])
             if item.job_name is not None:
                 with contextlib.suppress(NotFound):
-                    jobs = self.regions[self.block.location]
+                    match = PARENT.match(item.job_name)
+                    jobs = self._service(match[0] if match else self._own_parents()[0])
                     found[launch_key(item.item_id)] = await jobs.get(item.job_name)
         return found
 
@@ -345,7 +366,9 @@ async def _or_problem(reading: Awaitable[T], otherwise: T, problems: list[str]) 
     return otherwise
 
 
-def _launched(block: VertexLaunchQueue, flow_run: FlowRun, jobs: dict[str, JobRecord]) -> ItemStatus:
+def _launched(
+    block: VertexLaunchQueue, flow_run: FlowRun, jobs: dict[str, JobRecord], *, all_read: bool
+) -> ItemStatus:
     item = QueueItem.model_validate(flow_run.parameters["item"])
     job = jobs.get(launch_key(item.item_id))
     run = item.run
@@ -355,7 +378,7 @@ def _launched(block: VertexLaunchQueue, flow_run: FlowRun, jobs: dict[str, JobRe
         item=item.item_id,
         run=flow_run.name,
         state=_state(flow_run, job),
-        why=_why(flow_run, job),
+        why=_why(flow_run, job, all_read=all_read),
         created=created.isoformat(timespec="seconds"),
         age_seconds=round((datetime.now(UTC) - created).total_seconds(), 1),
         run_id=run.run_id if run else None,
@@ -378,7 +401,7 @@ def _state(flow_run: FlowRun, job: JobRecord | None) -> str:
     return (state.name or state.type.value).lower()
 
 
-def _why(flow_run: FlowRun, job: JobRecord | None) -> str:
+def _why(flow_run: FlowRun, job: JobRecord | None, *, all_read: bool) -> str:
     state = flow_run.state
     first_line = summary_of(state.message or "") if state is not None else ""
     if state is not None and state.is_crashed():
@@ -387,7 +410,9 @@ def _why(flow_run: FlowRun, job: JobRecord | None) -> str:
         return _all_problems(state.message or "")
     if state is not None and (state.is_final() or (state.name or "").startswith("WaitingFor")):
         return first_line
-    return "its job is being submitted" if job is None else _why_of_job(job)
+    if job is not None:
+        return _why_of_job(job)
+    return "its job is being submitted" if all_read else "its job, if there is one, could not be read"
 
 
 def _why_of_job(job: JobRecord) -> str:

@@ -10,7 +10,7 @@ import httpx
 from flows.live_launch import LiveLaunch
 from flows.session import LaunchSession
 from flows.tags import queue_tag
-from vertex_launch.errors import LaunchError
+from vertex_launch.errors import AuthenticationFailed, LaunchError, Permanent, Transient
 from vertex_launch.lifecycle import SUCCESS, Requester, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -26,32 +26,30 @@ async def watch_stops(session: LaunchSession) -> None:
     """
     while True:
         await session.clock.sleep(STOP_POLL_SECONDS)
-        await _ask(session, [launch for launch in session.live.values() if not launch.is_stopped_by_someone])
+        live = [launch for launch in session.live.values() if not launch.is_stopped_by_someone]
+        for ask in (_ask_wandb, _ask_prefect):
+            try:
+                await ask(session, live)
+            except LaunchError as error:
+                logger.warning("Nobody knows for now who asked for the end of launches: %s", error)
 
 
 async def ask_who(session: LaunchSession, live: LiveLaunch) -> None:
     """Find out now whether a person asked for the end of a launch whose job has ended.
 
-    Whoever did may have asked a process that is gone, or only just now.
+    Whoever did may have asked a process that is gone, or only just now. Raises what a launch waits for
+    as long as nobody can be asked: W&B is told one end, and not another one later.
     """
     if live.is_stopped_by_someone:
         return
-    has_succeeded = live.job is not None and live.job.launch_state in SUCCESS
-    await _ask(session, [live], only_prefect=has_succeeded)
-
-
-async def _ask(session: LaunchSession, live: list[LiveLaunch], *, only_prefect: bool = False) -> None:
-    if not live:
-        return
     try:
-        if not only_prefect:
-            await _ask_wandb(session, live)
-    except LaunchError as error:
-        logger.warning("W&B could not be asked for stopped runs: %s", error)
-    try:
-        await _ask_prefect(session, live)
-    except httpx.HTTPError as error:
-        logger.warning("Prefect could not be asked for cancelled flow runs: %s", error)
+        if live.job is None or live.job.launch_state not in SUCCESS:
+            await _ask_wandb(session, [live])
+    except AuthenticationFailed:
+        raise
+    except Permanent as error:
+        logger.warning("W&B does not say who asked for the end of a launch: %s", error)
+    await _ask_prefect(session, [live])
 
 
 async def _ask_wandb(session: LaunchSession, live: Iterable[LiveLaunch]) -> None:
@@ -67,6 +65,12 @@ async def _ask_wandb(session: LaunchSession, live: Iterable[LiveLaunch]) -> None
 
 async def _ask_prefect(session: LaunchSession, live: Iterable[LiveLaunch]) -> None:
     by_flow_run = {launch.flow_run_id: launch for launch in live}
-    for flow_run_id in await session.page.cancelling(queue_tag(session.block.entity, session.block.queue)):
+    if not by_flow_run:
+        return
+    try:
+        cancelling = await session.page.cancelling(queue_tag(session.block.entity, session.block.queue))
+    except httpx.HTTPError as error:
+        raise Transient(f"Prefect could not be asked for cancelled flow runs: {error}") from error
+    for flow_run_id in cancelling:
         if launch := by_flow_run.get(flow_run_id):
             launch.request_stop(StopRequest(Requester.PREFECT, session.clock.now(), grace_seconds=0.0))

@@ -17,6 +17,7 @@ from flows.demo_servers import free_port
 from flows.status import open_prefect, open_queue
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
+from vertex_launch.sandbox.faults import Fault, What
 from vertex_launch.sandbox.server import Sandbox
 
 OUTSIDE_SECONDS = 60.0
@@ -126,6 +127,14 @@ async def test_while_a_job_runs_its_slot_is_counted_and_the_next_item_waits_for_
         assert (status.slots_taken, status.agents) == (1, 1)
         assert items[running].why == "the job runs"
         assert items[waiting].why == "1 of 1 slots are taken"
+        await queue.create(location="europe-west4")
+        [_, moved] = await statuses(queue)
+        assert (moved["item"], moved["state"]) == (running, "running")
+        await queue.sandbox.faults.add(
+            Fault(server="vertex", what=What.ANSWER, operation="ListCustomJobs", status=403, times=None)
+        )
+        denied = await vertex_launch("status", "--queue", queue.name)
+        assert "its job, if there is one, could not be read" in denied.stdout
     finally:
         serving.cancel()
         await asyncio.wait({serving})
