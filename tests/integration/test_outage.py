@@ -71,6 +71,19 @@ async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
     assert "cancelled-elsewhere" in queue.item(running).error["message"]
 
 
+async def leave_running(queue: LaunchQueue) -> None:
+    """Let an agent launch what is queued, and end it as soon as the job runs."""
+    serving = asyncio.create_task(agent(queues=[queue.name], return_state=True))
+
+    async def is_running() -> bool:
+        return [job.launch_state for job in await queue.jobs()] == [LaunchState.RUNNING]
+
+    await until(is_running)
+    [registered] = queue.sandbox.wandb.agents.all()
+    queue.sandbox.wandb.stop_polling(registered.id)
+    await serving
+
+
 async def test_what_runs_of_a_cancelled_launch_is_ended_while_wandb_refuses_to_hear_of_it(
     prefect_api: PrefectServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,15 +94,7 @@ async def test_what_runs_of_a_cancelled_launch_is_ended_while_wandb_refuses_to_h
     queue = LaunchQueue(sandbox)
     await queue.create()
     item_id = queue.push("sandbox/hold")
-    serving = asyncio.create_task(agent(queues=[queue.name], return_state=True))
-
-    async def is_running() -> bool:
-        return [job.launch_state for job in await queue.jobs()] == [LaunchState.RUNNING]
-
-    await until(is_running)
-    [registered] = sandbox.wandb.agents.all()
-    sandbox.wandb.stop_polling(registered.id)
-    await serving
+    await leave_running(queue)
     refused = await sandbox.faults.add(
         Fault(server="wandb", what=What.ANSWER, operation="ackRunQueueItem", status=401, times=None)
     )
@@ -140,3 +145,26 @@ async def test_a_queue_is_left_alone_for_as_long_as_wandb_asks(
     [registered] = sandbox.wandb.agents.all()
     sandbox.wandb.stop_polling(registered.id)
     assert (await serving).is_completed()
+
+
+async def test_as_long_as_nobody_can_be_asked_who_stopped_a_run_nothing_is_said_of_its_end(
+    prefect_api: PrefectServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    queue = LaunchQueue(sandbox)
+    await queue.create()
+    item_id = queue.push("sandbox/hold")
+    await leave_running(queue)
+    [job] = await queue.jobs()
+
+    async def run_at_wandb() -> Any:
+        return sandbox.wandb.run("runs", queue.item(item_id).associated_run_id)
+
+    sandbox.wandb.runs.stop(await until(run_at_wandb))
+    sandbox.vertex.cancel(job.name)
+    # One question is asked four times before the launch gives up on it and waits.
+    await sandbox.faults.add(
+        Fault(server="wandb", what=What.ANSWER, operation="RunStatuses", status=503, times=5)
+    )
+    await agent(queues=[queue.name], drain=True, return_state=True)
+    assert "Stopped at W&B by a user" in queue.item(item_id).error["message"]
