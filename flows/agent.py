@@ -105,17 +105,13 @@ class Agent:
         self._flow_run_id = flow_run_id
         self._start = start
         self._standing = Standing(client, flow_run_id, clock=self._clock)
-        self._call_share = CallShare(
-            client,
-            flow_run_id,
-            flow_name=agent.name,
-            services=lambda: [jobs for session in self._sessions for jobs in session.regions.services],
-            clock=self._clock,
-        )
         self._deadline = (
             None if max_runtime_minutes is None else self._clock.monotonic() + max_runtime_minutes * 60
         )
         self._sessions: list[LaunchSession] = []
+        self._call_share = CallShare(
+            client, flow_run_id, flow_name=agent.name, sessions=self._sessions, clock=self._clock
+        )
         self._mendings = Mendings(client, clock=self._clock)
         self._rotations: list[Rotation] = []
         self._registrations: list[Registration] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 import httpx
@@ -18,9 +18,9 @@ from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
+from flows.session import LaunchSession
 from flows.standing import Colleagues
 from vertex_launch.clock import Clock
-from vertex_launch.vertex_jobs import VertexJobs
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
@@ -32,7 +32,7 @@ _AT_WORK = [StateType.RUNNING, StateType.CANCELLING]
 
 
 class CallShare:
-    """One agent's share; `services` returns the job services it has open, of any projects and regions."""
+    """One agent's share, for the queues of all of its sessions, of any projects and regions."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class CallShare:
         flow_run_id: UUID,
         *,
         flow_name: str,
-        services: Callable[[], Sequence[VertexJobs]],
+        sessions: Sequence[LaunchSession],
         clock: Clock,
     ) -> None:
         self._client = client
         self._flow_run_id = flow_run_id
         self._flow_name = flow_name
-        self._services = services
+        self._sessions = sessions
         self._clock = clock
         self._colleagues = Colleagues(client, clock=clock)
         self._said: str | None = None
@@ -61,7 +61,7 @@ class CallShare:
             await self._clock.sleep(LOOK_SECONDS)
 
     async def _share(self) -> None:
-        services = self._services()
+        services = [jobs for session in self._sessions for jobs in session.regions.services]
         await self._say(" ".join(sorted({jobs.project for jobs in services})))
         others = [run for run in await self._agents() if run.id != self._flow_run_id]
         agents = Counter(
@@ -71,6 +71,9 @@ class CallShare:
         )
         for jobs in services:
             jobs.share_calls(agents=1 + agents[jobs.project])
+        for session in self._sessions:
+            if session.pace is not None:
+                session.pace.agents = 1 + agents[session.block.project]
 
     async def _say(self, projects: str) -> None:
         if projects != self._said:

@@ -2,8 +2,9 @@
 
 Google allows about 60 submissions a minute in a project and region, whichever machine they come from.
 Each process keeps within a budget of its own (vertex_launch/call_budget.py), which knows nothing of
-the others; this limit counts them all. The wait is here and not in the call that creates the job,
-because whoever has waited has to make sure first that the launch is still its own.
+the others; this limit counts them all. While Prefect is away each agent takes its part of the number.
+The wait is here and not in the call that creates the job, because whoever has waited has to make sure
+first that the launch is still its own.
 
 Prefect keeps such a limit as a bucket: a submission takes a slot, and slots come back one by one, so
 many a second. In any 60 seconds no more can pass than the bucket holds and than come back in that time.
@@ -62,6 +63,8 @@ class SubmissionPace:
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._known: set[str] = set()
         self._away_until = clock.monotonic()
+        # How many agents submit to the project, as far as is known.
+        self.agents = 1
 
     def limit_name(self, location: str) -> str:
         """Return the name of a region's limit in Prefect."""
@@ -71,7 +74,7 @@ class SubmissionPace:
         """Wait for the turn of one submission, no longer than until one of `unless` is set.
 
         Returns whether its turn has come. Who asked first goes first. While Prefect cannot be asked as many
-        pass as would if there were no other agents.
+        pass as are this agent's part.
         """
         turn = asyncio.create_task(self._turn(location))
         left = asyncio.create_task(until_any(*unless)) if (unless := tuple(unless)) else None
@@ -90,7 +93,10 @@ class SubmissionPace:
         async with self._lines[name]:
             if self._clock.monotonic() >= self._away_until:
                 await self._turn_at_prefect(name)
-            await self._turn_in_this_process(location).take(Call.CREATE)
+            is_away = self._clock.monotonic() < self._away_until
+            budget = self._budget_of_this_process(location)
+            budget.narrow(1 / self.agents if is_away else 1.0)
+            await budget.take(Call.CREATE)
 
     async def _turn_at_prefect(self, name: str) -> None:
         try:
@@ -100,7 +106,7 @@ class SubmissionPace:
             logger.warning("Prefect's limit %s does not pace submissions for now: %s", name, error)
             self._away_until = self._clock.monotonic() + ASK_AGAIN_SECONDS
 
-    def _turn_in_this_process(self, location: str) -> CallBudget:
+    def _budget_of_this_process(self, location: str) -> CallBudget:
         """Return the window that holds while Prefect is away; it has seen what passed before."""
         return shared_budget(
             "submission pace",

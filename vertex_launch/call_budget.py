@@ -53,13 +53,13 @@ class _Window:
     """At most `limit` calls in any 60 seconds, fewer beside other agents or for a while after a refusal."""
 
     limit: int
-    agents: int = 1
+    part: float = 1.0
     times: deque[float] = field(default_factory=deque[float])
     share: float = 1.0
     slowed_at: float | None = None
 
     def allowed(self, now: float) -> int:
-        return max(1, int(self.limit * self._share(now) * 2 / (self.agents + 1)))
+        return max(1, int(self.limit * self._share(now) * self.part))
 
     def pause_seconds(self, now: float) -> float:
         """Return how long it takes until a call may pass; 0 if it may now."""
@@ -118,12 +118,9 @@ class CallBudget:
         self._calls.limit = min(self._calls.limit, calls_per_minute)
         self._submissions.limit = min(self._submissions.limit, submissions_per_minute)
 
-    def share_among(self, agents: int) -> None:
-        """Let pass what leaves room for as many calls of each of so many agents, and of one more.
-
-        Submissions are not shared: those of all agents together have a limit of their own.
-        """
-        self._calls.agents = agents
+    def narrow(self, part: float) -> None:
+        """Let pass this part of the calls of all kinds from now on, in place of another part before."""
+        self._calls.part = part
         self._serve()
 
     async def take(self, call: Call) -> float:

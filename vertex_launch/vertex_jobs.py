@@ -159,8 +159,11 @@ class VertexJobs:
         return self._budget.used_share
 
     def share_calls(self, *, agents: int) -> None:
-        """Send from now on what is the share of one of so many agents in the same project and region."""
-        self._budget.share_among(agents)
+        """Send from now on what leaves room for as many calls of each of so many agents, and of one more.
+
+        Submissions are not shared: those of all agents together have a limit of their own.
+        """
+        self._budget.narrow(2 / (agents + 1))
 
     async def turn_to_create(self) -> float:
         """Wait until a job may be created, and return this turn for `create`, which is to come soon.

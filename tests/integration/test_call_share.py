@@ -12,15 +12,16 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 
 from flows.agent import agent
 from flows.call_share import CallShare
+from flows.session import LaunchSession, open_session
 from flows.standing import HEARTBEAT_LABEL
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_jobs import VertexJobs
 
 GOOGLE_ALLOWS = 600
 
@@ -54,16 +55,23 @@ class Looks:
         await self._asleep.wait()
 
 
-class Colleague:
-    """An agent's flow run, the jobs it calls and its share of the calls."""
+class Still(Looks):
+    """A clock that stands still."""
 
-    def __init__(self, client: PrefectClient, flow_run_id: UUID, jobs: VertexJobs) -> None:
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.Event().wait()
+
+
+class Colleague:
+    """An agent's flow run, the queue that it serves and its share of the calls."""
+
+    def __init__(self, client: PrefectClient, flow_run_id: UUID, session: LaunchSession) -> None:
         self.client = client
         self.flow_run_id = flow_run_id
-        self.jobs = jobs
+        self.jobs = session.regions.services[0]
         self.looks = Looks()
         self.share = CallShare(
-            client, flow_run_id, flow_name=agent.name, services=lambda: [jobs], clock=self.looks
+            client, flow_run_id, flow_name=agent.name, sessions=[session], clock=self.looks
         )
 
     async def beat(self, heartbeat: int) -> None:
@@ -90,20 +98,16 @@ async def join(prefect_api: PrefectServer, sandbox: Sandbox) -> AsyncIterator[Jo
 
         async def start(project: str) -> Colleague:
             run = await client.create_flow_run(agent, parameters={"queues": [project]}, state=Running())
-            jobs = VertexJobs(
-                project=project,
-                location=f"region-{next(regions)}",
-                endpoint=sandbox.vertex_grpc_url,
-                clock=Looks(),
-            )
-            stack.push_async_callback(jobs.aclose)
-            colleague = Colleague(client, run.id, jobs)
+            queue = LaunchQueue(sandbox)
+            await queue.create(project=project, location=f"region-{next(regions)}", calls_per_minute=300)
+            session = await stack.enter_async_context(open_session(queue.name, clock=Still()))
+            colleague = Colleague(client, run.id, session)
             await colleague.beat(1)
             stack.push_async_callback(colleague.end)
             sharing = asyncio.create_task(colleague.share.keep_sharing())
             stack.callback(sharing.cancel)
             await colleague.looks.first()
-            await jobs.list("")
+            await colleague.jobs.list("")
             return colleague
 
         yield start
@@ -142,7 +146,9 @@ async def test_an_agent_whose_heart_stands_still_leaves_its_share_to_the_others_
 
 async def test_without_prefect_the_shares_stay_as_they_were(join: Join, caplog: pytest.LogCaptureFixture):
     project = f"p-{uuid4().hex[:8]}"
-    first = await join(project)
+    # Prefect's client would try for more than a minute.
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        first = await join(project)
     await join(project)
     await first.looks.next()
 
@@ -151,9 +157,9 @@ async def test_without_prefect_the_shares_stay_as_they_were(join: Join, caplog: 
 
     first.client._client.event_hooks["request"].append(refuse)
     await first.looks.next()
+    first.client._client.event_hooks["request"].remove(refuse)
     assert "Nobody could be asked which agents share the calls" in caplog.text
     assert first.allowed == GOOGLE_ALLOWS / 3
-    first.client._client.event_hooks["request"].remove(refuse)
 
 
 async def test_an_agent_says_which_projects_it_calls(prefect_api: PrefectServer, sandbox: Sandbox):

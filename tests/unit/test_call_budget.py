@@ -111,11 +111,11 @@ def test_agents_that_join_at_full_speed_and_are_noticed_late_never_send_more_tha
         storms: list[asyncio.Task[None]] = []
         for count in range(1, 7):
             newcomer = CallBudget(clock=LoopClock())
-            newcomer.share_among(count)
+            newcomer.narrow(2 / (count + 1))
             storms.append(asyncio.create_task(storm(newcomer)))
             await asyncio.sleep(30)
             for budget in budgets:
-                budget.share_among(count)
+                budget.narrow(2 / (count + 1))
             budgets.append(newcomer)
             await asyncio.sleep(30)
         await asyncio.sleep(600)
@@ -133,10 +133,10 @@ def test_agents_that_join_at_full_speed_and_are_noticed_late_never_send_more_tha
 def test_a_share_that_grows_lets_those_pass_who_wait():
     async def main() -> list[float]:
         budget = CallBudget(clock=LoopClock())
-        budget.share_among(5)
+        budget.narrow(1 / 3)
         storm = [asyncio.create_task(budget.take(Call.GET)) for _ in range(300)]
         await asyncio.sleep(10)
-        budget.share_among(1)
+        budget.narrow(1.0)
         return await asyncio.gather(*storm)
 
     assert Counter(in_virtual_time(main())) == {0.0: 100, 10.0: 200}
