@@ -240,6 +240,17 @@ async def test_rest_loses_answers_too(scene: Scene, what: str):
     assert (state != JobState.JOB_STATE_QUEUED) == is_carried_out
 
 
+@pytest.mark.parametrize("method", ["PUT", "HEAD"])
+async def test_an_answer_without_a_body_is_cut_in_the_middle_too(scene: Scene, method: str):
+    url = f"{scene.sandbox.wandb_url}/storage/run/team/p/run-1/{method}"
+    await scene.http.put(url, content=b"before")
+    cut = await scene.on("wandb", "cut_midway")
+    with pytest.raises(httpx.TransportError):
+        await scene.http.request(method, url, content=b"after")
+    assert cut.hit == 1
+    assert (await scene.http.get(url)).content == (b"after" if method == "PUT" else b"before")
+
+
 async def test_a_claim_whose_answer_is_lost_is_ours_all_the_same(scene: Scene):
     for what in ("cut_after", "cut_midway", "garbage"):
         item_id = scene.push()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,12 +40,16 @@ def faulty_app(app: ASGIApp, face: HttpFace, faults: Faults, cut: Callable[[Scop
         if scope["type"] != "http" or not faults.are_on(face.server):
             await app(scope, receive, send)
             return
-        body = await _body(receive)
+        request = await _request(receive)
+        if request[-1]["type"] == "http.disconnect":
+            await app(scope, _replayed(request, receive), send)
+            return
+        body = b"".join(message.get("body", b"") for message in request)
         operations = face.operations(scope, body)
         path = scope["path"] + "?" + scope["query_string"].decode("latin-1")
         about = f"{path} {body.decode('utf-8', errors='replace')}"
         switch = faults.take(face.server, WIRE, operations, about)
-        call = _Call(app, scope, _replayed(body, receive), send, lambda: cut(scope))
+        call = _Call(app, scope, _replayed(request, receive), send, lambda: cut(scope))
         if switch is None:
             await call.carry_out()
             return
@@ -116,8 +120,11 @@ class _Call:
     async def begin_to_answer(self) -> None:
         """Carry the call out, and send the first half of the answer."""
         start, *rest = await self.answer_of_the_app()
+        if self.scope["method"] == "HEAD":  # its answer is over with the header
+            return
         body = b"".join(message.get("body", b"") for message in rest)
-        await self.send(start)
+        # Half of nothing would be the whole answer: a byte is announced that never comes.
+        await self.send(start if body else {**start, "headers": [(b"content-length", b"1")]})
         await self.send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
     async def break_off(self) -> None:
@@ -140,22 +147,22 @@ class _Call:
         return True
 
 
-async def _body(receive: Receive) -> bytes:
-    body = bytearray()
+async def _request(receive: Receive) -> list[Message]:
+    """Return all that a client sends, to its end or until the client leaves."""
+    messages: list[Message] = []
     while True:
-        message = await receive()
-        body += message.get("body", b"")
+        messages.append(message := await receive())
         if not message.get("more_body"):
-            return bytes(body)
+            return messages
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body, which has been read already, once more."""
-    left = [body]
+def _replayed(request: Iterable[Message], receive: Receive) -> Receive:
+    """Return a `receive` that gives a request, which has been read already, once more."""
+    left = iter(request)
 
     async def receive_again() -> Message:
-        if left:
-            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        for message in left:
+            return message
         return await receive()
 
     return receive_again

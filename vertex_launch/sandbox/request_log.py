@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
@@ -14,6 +15,7 @@ from typing import Any, Final, cast
 import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
@@ -88,41 +90,55 @@ def logged_app(app: ASGIApp, server: str, log: RequestLog) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        request, response = bytearray(), bytearray()
-        status: int | str = "no answer"
-
-        async def receive_and_keep() -> AsgiMessage:
-            message = await receive()
-            request.extend(message.get("body", b""))
-            return message
-
-        async def keep_and_send(message: AsgiMessage) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            response.extend(message.get("body", b""))
-            await send(message)
-
+        exchange = _Exchange(receive, send)
         try:
-            await app(scope, receive_and_keep, keep_and_send)
+            await app(scope, exchange.receive_and_keep, exchange.keep_and_send)
+        except ClientDisconnect:
+            raise
         except BaseException:
-            status = 500
+            exchange.status = 500
             raise
         finally:
             query = scope["query_string"].decode("latin-1")
+            request = bytes(exchange.request)
             log.write(
                 server,
                 method=scope["method"],
-                operation=_operation(bytes(request)) if scope["path"] == "/graphql" else None,
+                operation=_operation(request) if scope["path"] == "/graphql" else None,
                 path=scope["path"] + (f"?{query}" if query else ""),
                 headers=[
                     (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
                 ],
-                request=bytes(request),
-                status=status,
-                response=bytes(response),
+                request=request,
+                status=exchange.status,
+                response=bytes(exchange.response),
             )
 
     return answer
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """A request and its answer; what is answered once the client has left is no answer."""
+
+    receive: Receive
+    send: Send
+    request: bytearray = field(default_factory=bytearray)
+    response: bytearray = field(default_factory=bytearray)
+    status: int | str = "no answer"
+    has_left: bool = False
+
+    async def receive_and_keep(self) -> AsgiMessage:
+        message = await self.receive()
+        self.has_left = message["type"] == "http.disconnect"
+        self.request.extend(message.get("body", b""))
+        return message
+
+    async def keep_and_send(self, message: AsgiMessage) -> None:
+        if not self.has_left:
+            self.status = message.get("status", self.status)
+            self.response.extend(message.get("body", b""))
+        await self.send(message)
 
 
 class LoggedCalls(WrappedCalls):

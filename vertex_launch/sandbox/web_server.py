@@ -9,7 +9,8 @@ from collections.abc import Generator
 from typing import Any, cast
 
 import uvicorn
-from starlette.types import ASGIApp, Scope
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vertex_launch.sandbox.listener import HOST, bind
 
@@ -37,7 +38,8 @@ class WebServer:
         self._reserved = None
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self.app,
+            self._answer,
+            interface="asgi3",
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -50,6 +52,11 @@ class WebServer:
             if serving.done():
                 await serving
             await asyncio.sleep(0.005)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A client may leave in the middle of its request; nobody is there to be told.
+        with contextlib.suppress(ClientDisconnect):
+            await self.app(scope, receive, send)
 
     async def take_down(self) -> None:
         """Refuse connections and break those there are; the port stays this server's."""
