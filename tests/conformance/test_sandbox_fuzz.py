@@ -66,7 +66,9 @@ JSON_TEXTS = st.sampled_from([
     '{"v": {"schema": {"type": "number", "minimum": "a", "default": 1}}}', '{"v": 1}', '{"v": {"schema": 1}}',
     '{"_wandb": 1}', '{"_wandb": {"value": 1}}', '{"entity": "team", "project": "p", "author": []}',
     '{"storagePolicyConfig": 1, "contents": {"a": 1}}', '{"contents": {"a": {"digest": 1, "size": "x"}}}',
-])  # fmt: skip
+]) | st.sampled_from([90, 100, 101, 900, *range(920, 950), 990]).map(
+    lambda levels: '{"a":' + "[" * levels + "]" * levels + "}"
+)  # fmt: skip
 TEXTS = KNOWN | JSON_TEXTS | st.text(max_size=8)
 BODIES = (
     st.binary(max_size=40)

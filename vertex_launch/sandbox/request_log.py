@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
+from vertex_launch.sandbox.json_text import read_json
 from vertex_launch.sandbox.start_refusal import StartRefusal
 from vertex_launch.sandbox.wrapped_calls import Answer, WrappedCalls
 
@@ -191,16 +192,16 @@ def _body(content: bytes) -> object:
         return None
     if len(content) <= MAX_BODY_BYTES:
         try:
-            return json.loads(content)
-        except (ValueError, RecursionError):
+            return read_json(content)
+        except ValueError:
             pass
     return content[:MAX_BODY_BYTES].decode("utf-8", errors="backslashreplace")
 
 
 def _operation(body: bytes) -> str | None:
     try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
+        request = read_json(body)
+    except ValueError:
         return None
     if not isinstance(request, dict):
         return None

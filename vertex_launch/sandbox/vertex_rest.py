@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
@@ -20,6 +19,7 @@ from starlette.types import Scope
 
 from vertex_launch.sandbox.faults import Fault
 from vertex_launch.sandbox.faulty_http import HttpFace
+from vertex_launch.sandbox.json_text import read_json
 from vertex_launch.sandbox.vertex_backend import VertexBackend
 from vertex_launch.sandbox.vertex_refusal import VertexRefusal, invalid_argument, refused_with
 from vertex_launch.vertex_types import CustomJob
@@ -112,7 +112,7 @@ def _name(request: Request) -> str:
 
 def _parse_job(body: bytes) -> Any:
     try:
-        value: Any = json.loads(body)
+        value: Any = read_json(body)
         if not isinstance(value, dict):
             raise invalid_argument("Invalid JSON payload received. The body must be an object.")
         return json_format.ParseDict(cast("dict[str, Any]", value), cast("Any", CustomJob).pb()())

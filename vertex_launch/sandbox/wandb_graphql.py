@@ -26,6 +26,7 @@ from graphql import (
     validate,
 )
 
+from vertex_launch.sandbox.json_text import read_json
 from vertex_launch.sandbox.wandb_artifact_fields import ARTIFACT_FIELDS
 from vertex_launch.sandbox.wandb_backend import WandbBackend
 from vertex_launch.sandbox.wandb_faults import RootCall, resolve_at_root
@@ -53,7 +54,7 @@ def answer(backend: WandbBackend, text: bytes) -> GraphqlAnswer:
     an `errors` list; the clients stop at those instead of repeating the request.
     """
     try:
-        request = json.loads(text)
+        request = read_json(text)
         query = request["query"]
         variables: dict[str, Any] = {**(request.get("variables") or {})}
         operation_name = request.get("operationName") or None
@@ -82,7 +83,7 @@ def refusal(http_status: int, message: str) -> GraphqlAnswer:
 def operation_names(text: bytes) -> frozenset[str]:
     """Return what faults may call a request body by: its operation and the fields of its root."""
     try:
-        request = json.loads(text)
+        request = read_json(text)
         document, _errors = _checked(request["query"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, GraphQLError):
         return frozenset()
@@ -143,6 +144,10 @@ def _status(result: ExecutionResult) -> int:
         cause = error.original_error
         if isinstance(cause, WandbRefusal):
             return cause.http_status
+        if isinstance(
+            cause, RecursionError
+        ):  # only a document is nested so deeply, by itself or by fragments
+            return 400
         if cause is not None and not isinstance(cause, GraphQLError):
             _logger.error("A field of the W&B sandbox failed", exc_info=cause)
             return 500

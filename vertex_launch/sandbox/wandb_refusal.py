@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from vertex_launch.sandbox.json_text import read_json
 
 
 class WandbRefusal(Exception):
@@ -23,14 +24,12 @@ def parse_json(text: str, *, what: str) -> Any:
     """Return the value of a JSON document that a client sent inside a string argument.
 
     Raises:
-        WandbRefusal: 400, if it is not JSON or nested too deeply to be read.
+        WandbRefusal: 400, if it is not JSON or nested too deeply.
     """
     try:
-        return json.loads(text)
+        return read_json(text)
     except ValueError as error:
         raise WandbRefusal(400, f"{what} is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise WandbRefusal(400, f"{what} is nested too deeply") from error
 
 
 def parse_json_object(text: str, *, what: str) -> dict[str, Any]:
