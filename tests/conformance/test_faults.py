@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,25 @@ async def test_a_server_comes_back_by_itself(scene: Scene):
         await scene.http.get(scene.sandbox.wandb_url)
     await scene.sandbox.faults.remove(longer)
     assert (await scene.http.get(scene.sandbox.wandb_url)).status_code == 404
+
+
+@pytest.mark.parametrize("server", ["wandb", "vertex"])
+async def test_outages_may_begin_and_end_all_at_once(scene: Scene, server: str):
+    url, down = scene.sandbox.faults_url, {"server": server, "what": "down"}
+    both = [call for _ in range(5) for call in (scene.http.post(url, json=down), scene.http.delete(url))]
+    assert {answer.status_code for answer in await asyncio.gather(*both)} == {200, 201}
+    await scene.http.delete(url)
+    for served in (scene.sandbox.wandb_url, scene.sandbox.vertex_rest_url):
+        assert (await scene.http.get(served)).status_code == 404
+    async with clients(scene.sandbox, scene.queue.queue) as later:
+        assert await later.listed("none") == []
+
+
+async def test_a_fault_of_any_number_may_be_asked_for(scene: Scene):
+    for number in ("0", "9" * 5000, "x", "²"):
+        for method in ("GET", "DELETE"):
+            answer = await scene.http.request(method, f"{scene.sandbox.faults_url}/{number}")
+            assert answer.status_code == 404
 
 
 # --- the page

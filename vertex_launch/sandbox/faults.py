@@ -219,10 +219,6 @@ class Faults:
         """Those that are switched on, the spent ones too, oldest first."""
         return iter(tuple(self._switches.values()))
 
-    def get(self, switch_id: int) -> Switch | None:
-        """Return one that is switched on, or None."""
-        return self._switches.get(switch_id)
-
     async def add(self, fault: Fault) -> Switch:
         """Switch a fault on; it is in force when this returns."""
         self._last_id += 1

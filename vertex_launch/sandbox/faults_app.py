@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from vertex_launch.sandbox.faults import Fault, Faults
+from vertex_launch.sandbox.faults import Fault, Faults, Switch
 
 
 def faults_app(faults: Faults) -> Starlette:
@@ -21,8 +21,8 @@ def faults_app(faults: Faults) -> Starlette:
             Route("/faults", switches.add, methods=["POST"]),
             Route("/faults", switches.list, methods=["GET"]),
             Route("/faults", switches.clear, methods=["DELETE"]),
-            Route("/faults/{id:int}", switches.get, methods=["GET"]),
-            Route("/faults/{id:int}", switches.remove, methods=["DELETE"]),
+            Route("/faults/{id}", switches.get, methods=["GET"]),
+            Route("/faults/{id}", switches.remove, methods=["DELETE"]),
         ]
     )
 
@@ -42,11 +42,11 @@ class _Switches:
         return JSONResponse([switch.to_json() for switch in self._faults])
 
     async def get(self, request: Request) -> Response:
-        switch = self._faults.get(request.path_params["id"])
+        switch = self._named(request)
         return _unknown(request) if switch is None else JSONResponse(switch.to_json())
 
     async def remove(self, request: Request) -> Response:
-        switch = self._faults.get(request.path_params["id"])
+        switch = self._named(request)
         if switch is None:
             return _unknown(request)
         await self._faults.remove(switch)
@@ -55,6 +55,9 @@ class _Switches:
     async def clear(self, _request: Request) -> Response:
         await self._faults.clear()
         return JSONResponse([])
+
+    def _named(self, request: Request) -> Switch | None:
+        return next((switch for switch in self._faults if str(switch.id) == request.path_params["id"]), None)
 
 
 def _said(error: object) -> str:

@@ -81,6 +81,7 @@ class Sandbox:
         self._web_servers: list[WebServer] = []
         self._servers: dict[str, list[WebServer | JobServer]] = {"wandb": [], "vertex": []}
         self._outages: set[asyncio.Task[None]] = set()
+        self._settling = asyncio.Lock()
         self._log = RequestLog(request_log) if request_log is not None else None
         if self._log is not None:
             self._stack.callback(self._log.close)
@@ -158,8 +159,7 @@ class Sandbox:
     async def _switched_on(self, switch: Switch) -> None:
         if switch.fault.what is not What.DOWN:
             return
-        for server in self._servers[switch.fault.server]:
-            await server.take_down()
+        await self._settle(switch.fault.server)
         if switch.fault.seconds is not None:
             outage = asyncio.create_task(self._end(switch, switch.fault.seconds))
             self._outages.add(outage)
@@ -171,10 +171,18 @@ class Sandbox:
 
     async def _switched_off(self, switch: Switch) -> None:
         self.vertex.let_go(switch)
-        left = {other.fault.server for other in self.faults if other.fault.what is What.DOWN}
-        if switch.fault.what is What.DOWN and switch.fault.server not in left:
-            for server in self._servers[switch.fault.server]:
-                await server.bring_up()
+        if switch.fault.what is What.DOWN:
+            await self._settle(switch.fault.server)
+
+    async def _settle(self, name: str) -> None:
+        """Take a server down or bring it up, as the faults that are on now have it."""
+        # Going down and coming up take a while, in which other faults may be switched.
+        async with self._settling:
+            is_down = any(
+                switch.fault.server == name and switch.fault.what is What.DOWN for switch in self.faults
+            )
+            for server in self._servers[name]:
+                await (server.take_down() if is_down else server.bring_up())
 
     async def __aexit__(self, *_: object) -> None:
         for outage in self._outages:
