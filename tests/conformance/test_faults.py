@@ -200,14 +200,15 @@ async def test_vertex_ai_says_when_to_come_again(scene: Scene):
     assert answer.headers["Retry-After"] == "9"
 
 
-CUTS = ["cut_before", "cut_after", "cut_midway", "garbage", "hang"]
+CUTS = ["cut_before", "cut_after", "cut_midway", "garbage", "hang", "hang_after"]
+SILENT = {"hang", "hang_after"}
 
 
 @pytest.mark.parametrize("what", CUTS)
 async def test_a_pop_whose_answer_is_lost_has_leased_its_item_or_not(scene: Scene, what: str):
     item_id = scene.push()
     await scene.on("wandb", what, "popFromRunQueue")
-    async with scene.patient_unless(what == "hang") as asking:
+    async with scene.patient_unless(what in SILENT) as asking:
         with pytest.raises(errors.Transient):
             await asking.queue.pop(None)
     is_carried_out = what not in {"cut_before", "hang"}
@@ -218,7 +219,7 @@ async def test_a_pop_whose_answer_is_lost_has_leased_its_item_or_not(scene: Scen
 @pytest.mark.parametrize("what", CUTS)
 async def test_a_create_whose_answer_is_lost_has_made_a_job_or_not(scene: Scene, what: str):
     await scene.on("vertex", what, "CreateCustomJob")
-    async with scene.patient_unless(what == "hang") as asking:
+    async with scene.patient_unless(what in SILENT) as asking:
         with pytest.raises(errors.OutcomeUnknown):
             await asking.create("lost", test=what)
     is_carried_out = what not in {"cut_before", "hang"}
@@ -235,7 +236,7 @@ async def test_rest_loses_answers_too(scene: Scene, what: str):
             (await scene.http.post(url)).json()
     else:
         with pytest.raises(httpx.TransportError):
-            await scene.http.post(url, timeout=BRIEF_SECONDS if what == "hang" else PATIENT_SECONDS)
+            await scene.http.post(url, timeout=BRIEF_SECONDS if what in SILENT else PATIENT_SECONDS)
     state = (await scene.jobs.get(created.name)).state
     is_carried_out = what not in {"cut_before", "hang"}
     assert (state != JobState.JOB_STATE_QUEUED) == is_carried_out
@@ -276,11 +277,46 @@ async def test_an_answer_is_slow(scene: Scene):
     assert await scene.queue.pop(None) is not None
     await scene.on("vertex", "slow", "GetCustomJob", seconds=0.01)
     assert (await scene.jobs.get(created.name)).name == created.name
-    slow = await scene.on("vertex", "slow", "GetCustomJob", seconds=3600)
+
+
+async def test_a_slow_call_is_not_carried_out_for_who_has_given_up(scene: Scene):
+    created, item_id = await scene.create(), scene.push()
+    before = scene.sandbox.vertex.calls.copy()
+    for server, operation in (
+        ("vertex", "CreateCustomJob"), ("vertex", "CancelCustomJob"), ("wandb", "popFromRunQueue")
+    ):  # fmt: skip
+        await scene.on(server, "slow", operation, seconds=3600)
     async with scene.hurried() as hurried:
+        with pytest.raises(errors.OutcomeUnknown):
+            await hurried.create("late", test="slow")
         with pytest.raises(errors.Transient):
-            await hurried.jobs.get(created.name, attempts=1)
-    assert slow.hit == 1
+            await hurried.queue.pop(None)
+    with pytest.raises(httpx.TimeoutException):
+        await scene.http.post(
+            f"{scene.sandbox.vertex_rest_url}/v1/{created.name}:cancel", timeout=BRIEF_SECONDS
+        )
+    asked = {"CreateCustomJob": 1, "CancelCustomJob": 1}
+    await until(lambda: scene.sandbox.vertex.calls - before == asked)
+    await scene.sandbox.faults.clear()
+    assert await scene.listed("slow") == []
+    assert (await scene.jobs.get(created.name)).state == JobState.JOB_STATE_QUEUED
+    assert (await scene.pop()).item_id == item_id
+
+
+@pytest.mark.parametrize("what", ["cut_after", "garbage", "hang_after"])
+async def test_who_is_to_lose_the_answer_does_not_hear_of_a_refusal_either(scene: Scene, what: str):
+    await scene.on("vertex", what, "GetCustomJob", times=2)
+    async with scene.patient_unless(what in SILENT) as asking:
+        with pytest.raises(errors.Transient):
+            await asking.jobs.get(f"{PARENT}/customJobs/1", attempts=1)
+    try:
+        answer = await scene.http.get(
+            f"{scene.sandbox.vertex_rest_url}/v1/{PARENT}/customJobs/1", timeout=BRIEF_SECONDS
+        )
+    except httpx.TransportError:
+        return
+    assert what == "garbage"
+    assert "does not exist" not in answer.text
 
 
 @pytest.mark.parametrize("server", ["wandb", "vertex"])

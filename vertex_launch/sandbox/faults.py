@@ -36,6 +36,7 @@ class What(StrEnum):
     CUT_MIDWAY = "cut_midway"
     GARBAGE = "garbage"
     HANG = "hang"
+    HANG_AFTER = "hang_after"
     SLOW = "slow"
     DOWN = "down"
     # What the answer says or what becomes of the thing it is about.
@@ -55,7 +56,8 @@ class What(StrEnum):
 
 
 WIRE: Final = frozenset({
-    What.ANSWER, What.CUT_BEFORE, What.CUT_AFTER, What.CUT_MIDWAY, What.GARBAGE, What.HANG, What.SLOW,
+    What.ANSWER, What.CUT_BEFORE, What.CUT_AFTER, What.CUT_MIDWAY, What.GARBAGE, What.HANG, What.HANG_AFTER,
+    What.SLOW,
 })  # fmt: skip
 _OPERATIONS_AT_VERTEX: Final[dict[What, tuple[str, ...]]] = {
     What.DELETED: ("GetCustomJob", "ListCustomJobs", "CancelCustomJob"),

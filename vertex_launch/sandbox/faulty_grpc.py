@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
 from typing import Any, Final
 
@@ -33,30 +35,48 @@ class FaultyCalls(WrappedCalls):
     async def respond(self, path: str, request: Any, context: Any, answer: Answer) -> Any:
         """Answer one call as the server does, but for the faults that are on."""
         if not self._faults.are_on("vertex"):
-            return await answer()
+            return await answer(context)
         operation = path.rpartition("/")[2]
         switch = self._faults.take("vertex", WIRE, {operation}, str(request))
         if switch is None:
-            return await answer()
+            return await answer(context)
+        if switch.fault.what is What.SLOW:
+            await self._wait(switch, operation)
+            return await answer(context)
         if switch.fault.what in {What.ANSWER, What.CUT_BEFORE, What.HANG}:
             self._calls[operation] += 1
-        return await _struck(switch, answer, context)
+        else:
+            with contextlib.suppress(_RefusedUnheard):
+                await answer(_Unheard())
+        return await _struck(switch, context)
+
+    async def _wait(self, switch: Switch, operation: str) -> None:
+        try:
+            await paused(switch)
+        except asyncio.CancelledError:  # the client has given up
+            self._calls[operation] += 1
+            raise
 
 
-async def _struck(switch: Switch, answer: Answer, context: Any) -> Any:
+class _RefusedUnheard(Exception):
+    """A call was refused, and nobody hears of it."""
+
+
+class _Unheard:
+    """The context of a call whose client does not get to hear what becomes of it."""
+
+    async def abort(self, *_: object) -> None:
+        raise _RefusedUnheard
+
+
+async def _struck(switch: Switch, context: Any) -> Any:
     what = switch.fault.what
     if what is What.ANSWER:
         await _refuse(switch.fault, context)
-    elif what is What.SLOW:
-        await paused(switch)
-        return await answer()
     elif what is What.GARBAGE:
-        await answer()
         return _GARBAGE
-    elif what is What.HANG:
+    elif what in {What.HANG, What.HANG_AFTER}:
         await switch.is_off.wait()
-    elif what is not What.CUT_BEFORE:
-        await answer()
     return await context.abort(*_CUT)
 
 

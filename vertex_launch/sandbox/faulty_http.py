@@ -42,20 +42,26 @@ def faulty_app(app: ASGIApp, face: HttpFace, faults: Faults, cut: Callable[[Scop
             return
         request = await _request(receive)
         if request[-1]["type"] == "http.disconnect":
-            await app(scope, _replayed(request, receive), send)
+            await app(scope, _again(request, receive), send)
             return
         body = b"".join(message.get("body", b"") for message in request)
         operations = face.operations(scope, body)
         path = scope["path"] + "?" + scope["query_string"].decode("latin-1")
         about = f"{path} {body.decode('utf-8', errors='replace')}"
         switch = faults.take(face.server, WIRE, operations, about)
-        call = _Call(app, scope, _replayed(request, receive), send, lambda: cut(scope))
+        call = _Call(
+            app,
+            scope,
+            request,
+            receive,
+            send,
+            cut=lambda: cut(scope),
+            pass_by=lambda: face.calls.update(operations),
+        )
         if switch is None:
             await call.carry_out()
-            return
-        if switch.fault.what in {What.ANSWER, What.CUT_BEFORE, What.HANG}:
-            face.calls.update(operations)
-        if switch.fault.what is What.ANSWER:
+        elif switch.fault.what is What.ANSWER:
+            call.pass_by()
             await call.refuse(*face.refusal(switch.fault))
         else:
             await _strike(call, switch)
@@ -65,23 +71,24 @@ def faulty_app(app: ASGIApp, face: HttpFace, faults: Faults, cut: Callable[[Scop
 
 async def _strike(call: _Call, switch: Switch) -> None:
     what = switch.fault.what
-    if what is What.CUT_BEFORE:
-        await call.break_off()
-    elif what is What.HANG:
-        await call.wait_for_its_end(switch)
-        await call.break_off()
-    elif what is What.SLOW:
-        await paused(switch)
-        await call.carry_out()
-    elif what is What.CUT_AFTER:
-        await call.answer_of_the_app()
-        await call.break_off()
+    if what is What.SLOW:
+        if await call.outlasts(switch):
+            await call.carry_out()
+        else:
+            call.pass_by()
+        return
+    if what in {What.CUT_BEFORE, What.HANG}:
+        call.pass_by()
     elif what is What.CUT_MIDWAY:
         await call.begin_to_answer()
-        await call.break_off()
     else:
         await call.answer_of_the_app()
+    if what is What.GARBAGE:
         await call.refuse(200, {"content-type": "text/html"}, _GARBAGE)
+        return
+    if what in {What.HANG, What.HANG_AFTER}:
+        await call.outlasts(switch)
+    await call.break_off()
 
 
 async def paused(switch: Switch) -> None:
@@ -92,14 +99,21 @@ async def paused(switch: Switch) -> None:
 
 @dataclass(slots=True)
 class _Call:
+    """A request that has been read, `receive` tells of its client's end.
+
+    `cut` ends its connection, `pass_by` counts it as one that the server never sees.
+    """
+
     app: ASGIApp
     scope: Scope
+    request: list[Message]
     receive: Receive
     send: Send
     cut: Callable[[], None]
+    pass_by: Callable[[], None]
 
     async def carry_out(self) -> None:
-        await self.app(self.scope, self.receive, self.send)
+        await self.app(self.scope, _again(self.request, self.receive), self.send)
 
     async def refuse(self, status: int, headers: dict[str, str], body: bytes) -> None:
         headers = {"content-length": str(len(body)), **headers}
@@ -114,7 +128,7 @@ class _Call:
         async def keep(message: Message) -> None:
             messages.append(message)
 
-        await self.app(self.scope, self.receive, keep)
+        await self.app(self.scope, _again(self.request, self.receive), keep)
         return messages
 
     async def begin_to_answer(self) -> None:
@@ -132,14 +146,18 @@ class _Call:
         self.cut()
         await self._left()
 
-    async def wait_for_its_end(self, switch: Switch) -> None:
-        """Wait until the client gives up or the fault is switched off."""
-        ends = [asyncio.ensure_future(self._left()), asyncio.ensure_future(switch.is_off.wait())]
+    async def outlasts(self, switch: Switch) -> bool:
+        """Wait for as long as a fault says, until it is switched off or the client gives up.
+
+        Tell whether the client is still there.
+        """
+        left, over = asyncio.ensure_future(self._left()), asyncio.ensure_future(paused(switch))
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((left, over), return_when=asyncio.FIRST_COMPLETED)
+            return not left.done()
         finally:
-            for end in ends:
-                end.cancel()
+            left.cancel()
+            over.cancel()
 
     async def _left(self) -> bool:
         while (await self.receive())["type"] != "http.disconnect":
@@ -156,7 +174,7 @@ async def _request(receive: Receive) -> list[Message]:
             return messages
 
 
-def _replayed(request: Iterable[Message], receive: Receive) -> Receive:
+def _again(request: Iterable[Message], receive: Receive) -> Receive:
     """Return a `receive` that gives a request, which has been read already, once more."""
     left = iter(request)
 

@@ -153,7 +153,7 @@ class LoggedCalls(WrappedCalls):
         """Answer one call as the server does, and write a line for what it is asked and answers."""
         response: Any = None
         try:
-            response = await answer()
+            response = await answer(context)
         finally:
             self._write(path, request, response, context)
         return response

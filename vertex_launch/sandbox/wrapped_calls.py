@@ -9,7 +9,8 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
-Answer = Callable[[], Awaitable[Any]]
+# Takes the context that the call is carried out in.
+Answer = Callable[[Any], Awaitable[Any]]
 
 
 class WrappedCalls(grpc.aio.ServerInterceptor):
@@ -19,7 +20,7 @@ class WrappedCalls(grpc.aio.ServerInterceptor):
     async def respond(self, path: str, request: Any, context: Any, answer: Answer) -> Any:
         """Return the answer of one call: a message, or bytes to be sent as they are.
 
-        `path` is the method in full, `answer` carries the call out.
+        `path` is the method in full, `answer` carries the call out in a context, mostly in the call's own.
         """
 
     async def intercept_service(
@@ -37,7 +38,7 @@ class WrappedCalls(grpc.aio.ServerInterceptor):
         path = cast("Any", handler_call_details).method
 
         async def respond(request: Any, context: Any) -> Any:
-            return await self.respond(path, request, context, lambda: inner(request, context))
+            return await self.respond(path, request, context, lambda within: inner(request, within))
 
         return grpc.unary_unary_rpc_method_handler(
             cast("Any", respond),
