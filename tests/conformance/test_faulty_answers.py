@@ -191,6 +191,16 @@ async def test_a_spec_is_malformed_or_huge(scene: Scene):
     assert popped.size_bytes > 1_000_000
 
 
+async def test_a_spec_has_the_size_that_it_is_to_have(scene: Scene):
+    popped = {}
+    for size in (2, 13, 14, 15, 1000):
+        scene.push()
+        await scene.on("wandb", "run_spec", size_bytes=size)
+        popped[size] = await scene.pop()
+        assert isinstance(popped[size].payload, dict)
+    assert [item.size_bytes - popped[2].size_bytes for item in popped.values()] == [0, 11, 12, 13, 998]
+
+
 async def test_the_same_item_is_handed_out_twice(scene: Scene):
     first = scene.push(name="first")
     scene.push(name="second")

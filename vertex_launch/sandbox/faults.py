@@ -8,76 +8,24 @@ is asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from random import Random
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Self
 
-import grpc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from vertex_launch.sandbox.vertex_refusal import STATUSES
-from vertex_launch.spelling import right_spelling
+from vertex_launch.sandbox.fault_kinds import ANY, Server, What
+from vertex_launch.sandbox.fault_mistakes import Mistake, mistakes, plainly
 from vertex_launch.vertex_types import JobState
-
-Server = Literal["wandb", "vertex"]
-ANY: Final = "any"
-RPCS: Final = ("CreateCustomJob", "GetCustomJob", "ListCustomJobs", "CancelCustomJob", "DeleteCustomJob")
-
-
-class What(StrEnum):
-    """What goes wrong; docs/faults.md says for each what a client sees."""
-
-    # On the wire, at both servers.
-    ANSWER = "answer"
-    CUT_BEFORE = "cut_before"
-    CUT_AFTER = "cut_after"
-    CUT_MIDWAY = "cut_midway"
-    GARBAGE = "garbage"
-    HANG = "hang"
-    HANG_AFTER = "hang_after"
-    SLOW = "slow"
-    DOWN = "down"
-    # What the answer says or what becomes of the thing it is about.
-    DELETED = "deleted"
-    HIDDEN = "hidden"
-    OMITTED = "omitted"
-    DOUBLED = "doubled"
-    PAGE_DRIFT = "page_drift"
-    STALE = "stale"
-    STATE = "state"
-    NULL = "null"
-    FALSE = "false"
-    SAME_ITEM = "same_item"
-    LEASE_ENDS = "lease_ends"
-    RUN_SPEC = "run_spec"
-    STOP_POLLING = "stop_polling"
-
-
-WIRE: Final = frozenset({
-    What.ANSWER, What.CUT_BEFORE, What.CUT_AFTER, What.CUT_MIDWAY, What.GARBAGE, What.HANG, What.HANG_AFTER,
-    What.SLOW,
-})  # fmt: skip
-_OPERATIONS_AT_VERTEX: Final[dict[What, tuple[str, ...]]] = {
-    What.DELETED: ("GetCustomJob", "ListCustomJobs", "CancelCustomJob"),
-    What.HIDDEN: ("CreateCustomJob",),
-    What.OMITTED: ("ListCustomJobs",),
-    What.DOUBLED: ("ListCustomJobs",),
-    What.PAGE_DRIFT: ("ListCustomJobs",),
-    What.STALE: ("GetCustomJob", "ListCustomJobs"),
-    What.STATE: ("CreateCustomJob", "GetCustomJob", "ListCustomJobs", "CancelCustomJob"),
-    **dict.fromkeys(WIRE, RPCS),
-}
-_AT_WANDB: Final = WIRE | {
-    What.DELETED, What.NULL, What.FALSE, What.SAME_ITEM, What.LEASE_ENDS, What.RUN_SPEC, What.STOP_POLLING,
-}  # fmt: skip
-_NEEDED: Final[dict[What, tuple[str, ...]]] = {
-    What.SLOW: ("seconds",),
-    What.STATE: ("state",),
-    What.HIDDEN: ("lists", "seconds"),
-    What.RUN_SPEC: ("run_spec", "size_bytes"),
-}
 
 
 class Fault(BaseModel):
@@ -98,10 +46,10 @@ class Fault(BaseModel):
     Raises pydantic's ValidationError for a fault that could never happen.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     server: Server
-    what: What
+    what: What = Field(strict=False)
     operation: str = ANY
     about: str = ""
     times: int | None = Field(default=1, ge=1)
@@ -111,52 +59,23 @@ class Fault(BaseModel):
     status: int | None = Field(default=None, ge=200, le=599)
     code: str | None = None
     message: str | None = None
-    retry_after_seconds: int | None = Field(default=None, ge=0)
+    retry_after_seconds: int | None = Field(default=None, ge=0, le=86_400 * 365)
     seconds: float | None = Field(default=None, ge=0, le=86_400 * 365)
     lists: int | None = Field(default=None, ge=1)
     state: str | int | None = None
     run_spec: str | None = None
     size_bytes: int | None = Field(default=None, ge=2, le=200 * 1024 * 1024)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _knows_its_fields(cls, values: Any) -> Any:
-        for name in cast("dict[str, Any]", values) if isinstance(values, dict) else ():
-            meant = None if name in cls.model_fields else right_spelling(name, cls.model_fields)
-            if meant:
-                raise ValueError(f"there is no field {name!r}: did you mean {meant!r}?")
-        return cast("Any", values)
-
-    @model_validator(mode="after")
-    def _can_happen(self) -> Self:
-        if self.what is not What.DOWN:
-            self._check_operation()
-        elif self.operation != ANY or self.about:
-            raise ValueError("a server that is down is so for every operation")
-        needed = _NEEDED.get(self.what, ())
-        if needed and all(getattr(self, name) is None for name in needed):
-            raise ValueError(f"{self.what.value!r} needs {' or '.join(needed)}")
-        if self.what is What.ANSWER and self.status is None and (self.server == "wandb" or not self.code):
-            raise ValueError(f"{self.what.value!r} needs {'status' if self.server == 'wandb' else 'code'}")
-        _check_name("code", self.code, [code.name for code in grpc.StatusCode])
-        if isinstance(self.state, str):
-            _check_name("state", self.state, list(JobState.__members__))
-        elif self.state is not None and not 0 <= self.state < 2**31:
-            raise ValueError("a state's number is from 0 to 2147483647")
-        if self.server == "vertex" and self.code is None and self.what is What.ANSWER:
-            _check_name("status", str(self.status), [str(status) for status in STATUSES])
-        return self
-
-    def _check_operation(self) -> None:
-        if self.server == "wandb":
-            if self.what not in _AT_WANDB:
-                raise ValueError(f"{self.what.value!r} is not a fault of W&B's")
-            return
-        known = _OPERATIONS_AT_VERTEX.get(self.what)
-        if known is None:
-            raise ValueError(f"{self.what.value!r} is not a fault of Vertex AI's")
-        if self.operation != ANY:
-            _check_name("operation", self.operation, known)
+    def _says_all_that_is_wrong(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            fault = handler(values)
+        except ValidationError as error:
+            raise _refused(plainly(error.errors(include_url=False), cls.model_fields)) from None
+        if found := mistakes(fault.model_dump(exclude_defaults=True)):
+            raise _refused(found)
+        return fault
 
     @property
     def state_number(self) -> int:
@@ -164,12 +83,16 @@ class Fault(BaseModel):
         return JobState[self.state].value if isinstance(self.state, str) else self.state or 0
 
 
-def _check_name(field_name: str, value: str | None, known: Collection[str]) -> None:
-    if value is None or value in known:
-        return
-    meant = right_spelling(value, known)
-    hint = f"did you mean {meant!r}?" if meant else f"there are: {', '.join(known)}"
-    raise ValueError(f"{field_name} {value!r} cannot be used here; {hint}")
+def _refused(found: Sequence[Mistake]) -> ValidationError:
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError("fault", "{said}", {"said": said}),
+            loc=(name,) if name else (),
+            input=None,
+        )
+        for name, said in found
+    ]
+    return ValidationError.from_exception_data("Fault", details)
 
 
 @dataclass(eq=False)

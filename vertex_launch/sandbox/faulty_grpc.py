@@ -13,7 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from vertex_launch.sandbox.faults import WIRE, Fault, Faults, Switch, What
+from vertex_launch.sandbox.fault_kinds import WIRE, What
+from vertex_launch.sandbox.faults import Fault, Faults, Switch
 from vertex_launch.sandbox.faulty_http import paused
 from vertex_launch.sandbox.vertex_refusal import refused_with
 from vertex_launch.sandbox.wrapped_calls import Answer, WrappedCalls

@@ -7,13 +7,17 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vertex_launch.sandbox.faults import WIRE, Fault, Faults, Server, Switch, What
+from vertex_launch.sandbox.fault_kinds import WIRE, Server, What
+from vertex_launch.sandbox.faults import Fault, Faults, Switch
 
 _GARBAGE: Final = b"<html><head><title>502 Bad Gateway</title></head><body>\xff\xfe"
+# A body behind one of these would be the beginning of the next answer.
+_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,10 @@ class _Call:
         await self.app(self.scope, _again(self.request, self.receive), self.send)
 
     async def refuse(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        headers = {"content-length": str(len(body)), **headers}
+        if status in _WITHOUT_BODY:
+            headers, body = {}, b""
+        else:
+            headers = {"content-length": str(len(body)), **headers}
         encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": encoded})
         await self.send({"type": "http.response.body", "body": body})

@@ -15,7 +15,8 @@ from typing import Self
 
 from starlette.types import ASGIApp
 
-from vertex_launch.sandbox.faults import Faults, Switch, What
+from vertex_launch.sandbox.fault_kinds import What
+from vertex_launch.sandbox.faults import Faults, Switch
 from vertex_launch.sandbox.faults_app import faults_app
 from vertex_launch.sandbox.faulty_grpc import FaultyCalls
 from vertex_launch.sandbox.faulty_http import HttpFace, faulty_app

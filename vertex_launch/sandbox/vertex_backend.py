@@ -19,7 +19,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.code_pb2 import Code
 
-from vertex_launch.sandbox.faults import Faults, Switch, What
+from vertex_launch.sandbox.fault_kinds import What
+from vertex_launch.sandbox.faults import Faults, Switch
 from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.vertex_faults import Hiding, JobFaults
 from vertex_launch.sandbox.vertex_filter import JobTest, parse_filter

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vertex_launch.sandbox.faults import Faults, Switch, What
+from vertex_launch.sandbox.fault_kinds import What
+from vertex_launch.sandbox.faults import Faults, Switch
 from vertex_launch.vertex_types import JobState
 
 _CHANGES: Final = frozenset({What.STATE, What.DELETED})

@@ -19,19 +19,12 @@ from vertex_launch.sandbox.faults import Fault
 from vertex_launch.sandbox.faulty_http import HttpFace
 from vertex_launch.sandbox.wandb_backend import WandbBackend
 from vertex_launch.sandbox.wandb_graphql import answer, operation_names, refusal
+from vertex_launch.sandbox.wandb_operations import BESIDE_GRAPHQL
 from vertex_launch.sandbox.wandb_refusal import WandbRefusal
 from vertex_launch.sandbox.wandb_runs import StreamRequest
 
 _NOT_LOGGED_IN = "user is not logged in"
 _BAD_KEY = "invalid API key: permission denied"
-# How faults call the requests beside GraphQL, by method and the first part of the path.
-_OPERATIONS: Final[Mapping[tuple[str, str], str]] = {
-    ("PUT", "storage"): "upload",
-    ("GET", "storage"): "download",
-    ("POST", "files"): "file_stream",
-    ("GET", "artifactsV2"): "artifact_file",
-    ("POST", "sdk"): "telemetry",
-}
 _SAID: Final[Mapping[int, str]] = {
     200: "internal server error",
     401: _NOT_LOGGED_IN,
@@ -68,7 +61,7 @@ def _operations(scope: Scope, body: bytes) -> frozenset[str]:
     if scope["path"] == "/graphql":
         return operation_names(body)
     first = scope["path"].split("/")[1] if "/" in scope["path"] else ""
-    return frozenset({_OPERATIONS[key]} if (key := (scope["method"], first)) in _OPERATIONS else ())
+    return frozenset({BESIDE_GRAPHQL[key]} if (key := (scope["method"], first)) in BESIDE_GRAPHQL else ())
 
 
 def _refusal(fault: Fault) -> tuple[int, dict[str, str], bytes]:

@@ -7,20 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vertex_launch.sandbox.faults import WIRE, Fault, What
+from vertex_launch.sandbox.fault_kinds import AT_WANDB, WIRE, What
+from vertex_launch.sandbox.faults import Fault
 from vertex_launch.sandbox.wandb_backend import WandbBackend
 from vertex_launch.sandbox.wandb_fields import RawJson, Resolver, View
 from vertex_launch.sandbox.wandb_items import QueueItem, QueueItemState
+from vertex_launch.sandbox.wandb_operations import field_can_have
 
-_MEANING: Final = frozenset(What) - WIRE - {What.DOWN}
-_POP: Final = "popFromRunQueue"
-# Where one field alone can have the fault, whatever operation it stands in.
-_FIELDS: Final[Mapping[What, str]] = {
-    What.SAME_ITEM: _POP,
-    What.LEASE_ENDS: _POP,
-    What.RUN_SPEC: _POP,
-    What.STOP_POLLING: "launchAgent",
-}
+_MEANING: Final = AT_WANDB - WIRE - {What.DOWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +38,7 @@ class RootCall:
 
 def resolve_at_root(resolve: Resolver, backend: WandbBackend, call: RootCall) -> Any:
     """Return what a field answers, with the fault that is on for it."""
-    kinds = {what for what in _MEANING if _FIELDS.get(what, call.field) == call.field}
+    kinds = {what for what in _MEANING if field_can_have(what, call.field)}
     switch = backend.faults.take("wandb", kinds, {call.field, call.operation}, call.about)
 
     def answer() -> Any:
@@ -106,9 +100,14 @@ def _run_spec(_backend: WandbBackend, _call: RootCall, fault: Fault, answer: Ans
         return None
     text = fault.run_spec
     if text is None:
-        frame = '{"filler": ""}'
-        text = frame.replace('""', '"' + "x" * max(0, (fault.size_bytes or 0) - len(frame)) + '"')
+        text = _object_of(fault.size_bytes or 0)
     return {**popped, "runSpec": RawJson(text)}
+
+
+def _object_of(size_bytes: int) -> str:
+    """Return a JSON object of exactly this size."""
+    start, fill, end = ('{"filler": "', "x", '"}') if size_bytes >= 14 else ("{", " ", "}")
+    return start + fill * (size_bytes - len(start) - len(end)) + end
 
 
 def _stop_polling(_backend: WandbBackend, _call: RootCall, _fault: Fault, answer: Answer) -> Any:

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 from graphql import (
@@ -20,7 +19,6 @@ from graphql import (
     GraphQLResolveInfo,
     GraphQLSchema,
     OperationDefinitionNode,
-    build_schema,
     execute_sync,  # pyright: ignore[reportUnknownVariableType]  # its middleware type is partial
     parse,
     validate,
@@ -34,6 +32,7 @@ from vertex_launch.sandbox.wandb_fields import FIELDS, RawJson, Resolver
 from vertex_launch.sandbox.wandb_queue_fields import QUEUE_FIELDS
 from vertex_launch.sandbox.wandb_refusal import WandbRefusal
 from vertex_launch.sandbox.wandb_run_fields import RUN_FIELDS
+from vertex_launch.sandbox.wandb_schema import wandb_schema
 from vertex_launch.sandbox.wandb_sweep_fields import SWEEP_FIELDS
 
 _logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def operation_names(text: bytes) -> frozenset[str]:
 
 @cache
 def _schema() -> GraphQLSchema:
-    schema = build_schema(Path(__file__).with_name("wandb_schema.graphql").read_text(encoding="utf-8"))
+    schema = wandb_schema()
     fields = {**FIELDS, **QUEUE_FIELDS, **RUN_FIELDS, **SWEEP_FIELDS, **ARTIFACT_FIELDS}
     for path, resolve in fields.items():
         type_name, field_name = path.split(".")
