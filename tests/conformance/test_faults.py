@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -154,6 +156,57 @@ async def test_a_fault_is_about_one_thing_if_it_says_so(scene: Scene):
         await scene.jobs.get(mine.name)
     await scene.on("wandb", "answer", status=403, times=None, about="another-queue")
     assert (await scene.queue.find_queue()).name == scene.queue.queue
+
+
+ODD = 'größe "a\\b" = 1'
+
+
+async def test_a_fault_is_about_a_text_however_the_request_writes_it(scene: Scene):
+    await scene.on("vertex", "cut_before", "CreateCustomJob", about=ODD, times=2)
+    with pytest.raises(errors.OutcomeUnknown):
+        await scene.create(f"x {ODD}")
+    rest = f"{scene.sandbox.vertex_rest_url}/v1/{PARENT}/customJobs"
+    with pytest.raises(httpx.TransportError):
+        await scene.http.post(rest, content=json.dumps({"displayName": ODD}))
+    listing = await scene.on("vertex", "answer", "ListCustomJobs", status=503, about=f"display_name={ODD}")
+    assert (await scene.http.get(rest, params={"filter": f"display_name={ODD}"})).status_code == 503
+    assert listing.hit == 1
+
+    url, query = f"{scene.sandbox.wandb_url}/graphql", "query It($a: String!) { entity(name: $a) { id } }"
+    for variable in (ODD, json.dumps({"config": ODD}), json.dumps({"config": ODD}, ensure_ascii=False)):
+        for escaped in (True, False):
+            body = json.dumps({"query": query, "variables": {"a": variable}}, ensure_ascii=escaped)
+            for what, seen in (("answer", 418), ("null", 200)):
+                more = {"status": seen} if what == "answer" else {}
+                switch = await scene.on("wandb", what, "It", about=ODD, **more)
+                answer = await scene.http.post(
+                    url, content=body.encode(), auth=("api", scene.sandbox.api_key)
+                )
+                assert (answer.status_code, switch.hit) == (seen, 1), (what, body)
+    blob = await scene.on("wandb", "answer", "upload", status=418, about="tail")
+    upload = await scene.http.put(f"{scene.sandbox.wandb_url}/storage/x", content=b"\xff\0tail")
+    assert (upload.status_code, blob.hit) == (418, 1)
+
+
+@pytest.mark.parametrize("what", ["stale", "answer"])
+async def test_a_job_may_be_meant_by_the_name_that_a_request_gives_it(scene: Scene, what: str):
+    created = await scene.create()
+    name = f"{PARENT}/customJobs/{created.job_id}"
+    assert name != created.name
+    more = {"status": 503} if what == "answer" else {}
+    switch = await scene.on("vertex", what, "GetCustomJob", about=name, **more)
+    with contextlib.suppress(errors.Transient):
+        await scene.jobs.get(name, attempts=1)
+    assert switch.hit == 1
+
+
+async def test_jobs_may_be_meant_by_the_parent_that_a_request_gives_them(scene: Scene):
+    await scene.create("old", test="parent")
+    await scene.on("vertex", "omitted", about=PARENT)
+    assert await scene.listed("parent") == []
+    await scene.on("vertex", "hidden", about=PARENT, lists=1)
+    await scene.create("new", test="parent")
+    assert await scene.listed("parent") == ["old"]
 
 
 async def test_faults_are_switched_over_http(scene: Scene):

@@ -34,8 +34,8 @@ class Fault(BaseModel):
     `server` is `wandb` or `vertex`, over REST and gRPC alike. `operation` is an RPC of Vertex AI's
     (`CreateCustomJob`), or at W&B a GraphQL operation by the name that its client gives it, a field of
     GraphQL's root (`popFromRunQueue`), or `file_stream`, `upload`, `download`, `artifact_file`,
-    `telemetry`; `any` is every one to which the fault applies. `about` is a text that the request has to
-    hold: the name of a queue, an item, a run or a job, a label, a region.
+    `telemetry`; `any` is every one to which the fault applies. `about` is a text, or a part of one, that the
+    request has to hold: the name of a queue, an item, a run or a job, a label, a region.
 
     Of the calls that match, the first `skip` are left alone, each further one is hit with `probability`,
     drawn from `seed`, until `times` have been hit; None is no end.
@@ -176,11 +176,11 @@ class Faults:
         return any(switch.fault.server == server for switch in self._switches.values())
 
     def take(
-        self, server: Server, kinds: Collection[What], operations: Collection[str], about: str
+        self, server: Server, kinds: Collection[What], operations: Collection[str], texts: Collection[str]
     ) -> Switch | None:
         """Return the fault that hits this call, of these kinds, or None; the oldest goes first.
 
-        `operations` are the names that the call goes by, `about` the text of its request.
+        `operations` are the names that the call goes by, `texts` those that it is about.
         """
         for switch in self._switches.values():
             fault = switch.fault
@@ -188,7 +188,7 @@ class Faults:
                 fault.server == server
                 and fault.what in kinds
                 and (fault.operation == ANY or fault.operation in operations)
-                and fault.about in about
+                and (not fault.about or any(fault.about in text for text in texts))
                 and switch.hits()
             ):
                 return switch

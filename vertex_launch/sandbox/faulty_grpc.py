@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from vertex_launch.sandbox.fault_kinds import WIRE, What
 from vertex_launch.sandbox.faults import Fault, Faults, Switch
 from vertex_launch.sandbox.faulty_http import paused
+from vertex_launch.sandbox.request_texts import texts_of_message
 from vertex_launch.sandbox.vertex_refusal import refused_with
 from vertex_launch.sandbox.wrapped_calls import Answer, WrappedCalls
 
@@ -38,7 +39,7 @@ class FaultyCalls(WrappedCalls):
         if not self._faults.are_on("vertex"):
             return await answer(context)
         operation = path.rpartition("/")[2]
-        switch = self._faults.take("vertex", WIRE, {operation}, str(request))
+        switch = self._faults.take("vertex", WIRE, {operation}, texts_of_message(request))
         if switch is None:
             return await answer(context)
         if switch.fault.what is What.SLOW:

@@ -7,13 +7,16 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vertex_launch.sandbox.fault_kinds import WIRE, Server, What
 from vertex_launch.sandbox.faults import Fault, Faults, Switch
+from vertex_launch.sandbox.request_texts import texts_of, texts_of_body
 
 _GARBAGE: Final = b"<html><head><title>502 Bad Gateway</title></head><body>\xff\xfe"
 # A body behind one of these would be the beginning of the next answer.
@@ -50,27 +53,23 @@ def faulty_app(app: ASGIApp, face: HttpFace, faults: Faults, cut: Callable[[Scop
             return
         body = b"".join(message.get("body", b"") for message in request)
         operations = face.operations(scope, body)
-        path = scope["path"] + "?" + scope["query_string"].decode("latin-1")
-        about = f"{path} {body.decode('utf-8', errors='replace')}"
-        switch = faults.take(face.server, WIRE, operations, about)
-        call = _Call(
-            app,
-            scope,
-            request,
-            receive,
-            send,
-            cut=lambda: cut(scope),
-            pass_by=lambda: face.calls.update(operations),
-        )
+        switch = faults.take(face.server, WIRE, operations, _texts(scope, body))
+        pass_by = partial(face.calls.update, operations)
+        call = _Call(app, scope, request, receive, send, cut=partial(cut, scope), pass_by=pass_by)
         if switch is None:
             await call.carry_out()
         elif switch.fault.what is What.ANSWER:
-            call.pass_by()
+            pass_by()
             await call.refuse(*face.refusal(switch.fault))
         else:
             await _strike(call, switch)
 
     return answer
+
+
+def _texts(scope: Scope, body: bytes) -> list[str]:
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return [scope["path"], *texts_of(query), *texts_of_body(body)]
 
 
 async def _strike(call: _Call, switch: Switch) -> None:

@@ -158,7 +158,7 @@ class VertexBackend:
             VertexRefusal: 400, with every field error of the job.
         """
         self.calls["CreateCustomJob"] += 1
-        parent = self._numbered(parent)
+        asked, parent = parent, self._numbered(parent)
         if errors := job_errors(custom_job):
             raise field_errors(errors)
         job = _RAW_JOB()
@@ -173,11 +173,11 @@ class VertexBackend:
         job.name = f"{parent}/customJobs/{_FIRST_JOB_ID + self._records.next_number(_KIND)}"
         job.create_time.GetCurrentTime()
         entry = self._entries[job.name] = _Entry(job, is_held=self._is_manual)
-        entry.hiding = self._faults.hiding(job)
+        entry.hiding = self._faults.hiding(job, asked)
         self._move(entry, JobState.JOB_STATE_QUEUED)
         answer = _RAW_JOB()
         answer.CopyFrom(job)
-        if switch := self._faults.state_from_birth(job):
+        if switch := self._faults.state_from_birth(job, asked):
             self._hold(entry, switch)
         elif not self._is_manual:
             self._begin(entry, self._drive(entry))
@@ -191,8 +191,8 @@ class VertexBackend:
         """
         self.calls["GetCustomJob"] += 1
         entry = self._entry(name)
-        self._change("GetCustomJob", entry)
-        return self._faults.shown(self._entry(name).job)
+        self._change("GetCustomJob", entry, name)
+        return self._faults.shown(self._entry(name).job, name)
 
     def list(
         self,
@@ -208,7 +208,6 @@ class VertexBackend:
             VertexRefusal: 400, for a filter, page size, page token or read mask that cannot be used.
         """
         self.calls["ListCustomJobs"] += 1
-        parent = self._numbered(parent)
         matches = parse_filter(filter)
         mask = _checked_mask(read_mask)
         if page_size < 0:
@@ -225,14 +224,15 @@ class VertexBackend:
             if len(response.custom_jobs) >= page_size:
                 response.next_page_token = last_id
                 break
-            for row in self._faults.rows(job):
+            for row in self._faults.rows(job, parent):
                 _add_masked(response.custom_jobs, row, mask)
             last_id = job.name.rpartition("/")[2]
         return response
 
     def _matching(self, parent: str, matches: JobTest, before: int | None) -> Iterator[Any]:
         """Yield the jobs of a location that a filter passes, newest first, from below an id on."""
-        is_first = before is None or not self._faults.drifts(parent)
+        asked, parent = parent, self._numbered(parent)
+        is_first = before is None or not self._faults.drifts(parent, asked)
         for entry in tuple(reversed(self._entries.values())):
             job_parent, _, job_id = entry.job.name.rpartition("/customJobs/")
             if job_parent != parent or (before is not None and int(job_id) >= before):
@@ -242,7 +242,7 @@ class VertexBackend:
             if not is_first:
                 is_first = True
                 continue
-            self._change("ListCustomJobs", entry)
+            self._change("ListCustomJobs", entry, asked)
             if entry.job.name in self._entries and matches(entry.job):
                 yield entry.job
 
@@ -256,7 +256,7 @@ class VertexBackend:
         entry = self._entry(name)
         if entry.is_terminal or entry.job.state == JobState.JOB_STATE_CANCELLING:
             return
-        if self._change("CancelCustomJob", entry):
+        if self._change("CancelCustomJob", entry, name):
             self._entry(name)
             return
         self._stop(entry)
@@ -299,9 +299,9 @@ class VertexBackend:
             elif not entry.is_terminal and not self._is_manual:
                 self._begin(entry, self._drive(entry))
 
-    def _change(self, operation: str, entry: _Entry) -> bool:
+    def _change(self, operation: str, entry: _Entry, asked: str) -> bool:
         """Do to a job what a fault wants of a call that is about it; tell whether there was one."""
-        switch = self._faults.change(operation, entry.job)
+        switch = self._faults.change(operation, entry.job, asked)
         if switch is None:
             return False
         if switch.fault.what is What.STATE:

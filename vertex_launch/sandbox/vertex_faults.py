@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,48 +35,50 @@ class Hiding:
 
 
 class JobFaults:
-    """What the faults have to say to the job service about its jobs."""
+    """What the faults have to say to the job service about its jobs.
+
+    `asked` is the job or the parent as a request names it: by the project's id, where a job's name has its
+    number.
+    """
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
 
-    def hiding(self, job: Any) -> Hiding | None:
+    def hiding(self, job: Any, asked: str) -> Hiding | None:
         """Return how a job that is created now is kept out of lists, if it is."""
-        switch = self._take("CreateCustomJob", {What.HIDDEN}, job)
+        switch = self._take("CreateCustomJob", {What.HIDDEN}, job, asked)
         return None if switch is None else Hiding.of(switch)
 
-    def change(self, operation: str, job: Any) -> Switch | None:
+    def change(self, operation: str, job: Any, asked: str) -> Switch | None:
         """Return the fault that moves or deletes the job that a call is about."""
-        return self._take(operation, _CHANGES, job)
+        return self._take(operation, _CHANGES, job, asked)
 
-    def state_from_birth(self, job: Any) -> Switch | None:
+    def state_from_birth(self, job: Any, asked: str) -> Switch | None:
         """Return the fault that says what becomes of a job which is created now."""
-        return self._take("CreateCustomJob", {What.STATE}, job)
+        return self._take("CreateCustomJob", {What.STATE}, job, asked)
 
-    def shown(self, job: Any) -> Any:
+    def shown(self, job: Any, asked: str) -> Any:
         """Return a job as a GET shows it."""
-        return _as_created(job) if self._take("GetCustomJob", {What.STALE}, job) else job
+        return _as_created(job) if self._take("GetCustomJob", {What.STALE}, job, asked) else job
 
-    def rows(self, job: Any) -> list[Any]:
+    def rows(self, job: Any, asked: str) -> list[Any]:
         """Return the rows that a list shows of a job: mostly one, itself."""
-        switch = self._take("ListCustomJobs", _ROWS, job)
+        switch = self._take("ListCustomJobs", _ROWS, job, asked)
         if switch is None:
             return [job]
         if switch.fault.what is What.STALE:
             return [_as_created(job)]
         return [] if switch.fault.what is What.OMITTED else [job, job]
 
-    def drifts(self, parent: str) -> bool:
+    def drifts(self, parent: str, asked: str) -> bool:
         """Tell whether a page that is not the first begins one row late."""
-        return self._asked({What.PAGE_DRIFT}, "ListCustomJobs", parent) is not None
+        return self._faults.take("vertex", {What.PAGE_DRIFT}, {"ListCustomJobs"}, [parent, asked]) is not None
 
-    def _take(self, operation: str, kinds: set[What] | frozenset[What], job: Any) -> Switch | None:
+    def _take(self, operation: str, kinds: Collection[What], job: Any, asked: str) -> Switch | None:
         if not self._faults.are_on("vertex"):
             return None
-        return self._asked(kinds, operation, " ".join([job.name, job.display_name, *job.labels.values()]))
-
-    def _asked(self, kinds: set[What] | frozenset[What], operation: str, about: str) -> Switch | None:
-        return self._faults.take("vertex", kinds, {operation}, about)
+        texts = [asked, job.name, job.display_name, *job.labels.values()]
+        return self._faults.take("vertex", kinds, {operation}, texts)
 
 
 def _as_created(job: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vertex_launch.sandbox.fault_kinds import AT_WANDB, WIRE, What
 from vertex_launch.sandbox.faults import Fault
+from vertex_launch.sandbox.request_texts import texts_of
 from vertex_launch.sandbox.wandb_backend import WandbBackend
 from vertex_launch.sandbox.wandb_fields import RawJson, Resolver, View
 from vertex_launch.sandbox.wandb_items import QueueItem, QueueItemState
@@ -27,9 +27,9 @@ class RootCall:
     variables: Mapping[str, Any]
 
     @property
-    def about(self) -> str:
-        """The text of all that it says."""
-        return json.dumps([dict(self.values), dict(self.variables)], default=str, ensure_ascii=False)
+    def texts(self) -> list[str]:
+        """All that it says."""
+        return texts_of([dict(self.values), dict(self.variables)])
 
     def names(self, text: str) -> bool:
         """Tell whether one of its values is this text."""
@@ -39,7 +39,7 @@ class RootCall:
 def resolve_at_root(resolve: Resolver, backend: WandbBackend, call: RootCall) -> Any:
     """Return what a field answers, with the fault that is on for it."""
     kinds = {what for what in _MEANING if field_can_have(what, call.field)}
-    switch = backend.faults.take("wandb", kinds, {call.field, call.operation}, call.about)
+    switch = backend.faults.take("wandb", kinds, {call.field, call.operation}, call.texts)
 
     def answer() -> Any:
         return resolve(None, backend, call.values)
