@@ -58,6 +58,11 @@ _GPU = {"machine_type": "n1-standard-4", "accelerator_count": 1}
             "at least 1",
         ),
         (
+            job(python("pass"), python("pass", replicas=500_000_000)),
+            "job_spec.worker_pool_specs[1].replica_count",
+            "at most 1000",
+        ),
+        (
             job(python("pass", env=[{"name": f"A{n}", "value": ""} for n in range(101)])),
             f"{_POOL}.container_spec.env",
             "At most 100",

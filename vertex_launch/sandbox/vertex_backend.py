@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
+import logging
 import shutil
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -25,6 +25,7 @@ from vertex_launch.sandbox.records import Records
 from vertex_launch.sandbox.vertex_faults import Hiding, JobFaults
 from vertex_launch.sandbox.vertex_filter import JobTest, parse_filter
 from vertex_launch.sandbox.vertex_packages import PackageError
+from vertex_launch.sandbox.vertex_projects import ProjectNumbers
 from vertex_launch.sandbox.vertex_refusal import (
     failed_precondition,
     field_errors,
@@ -43,10 +44,10 @@ from vertex_launch.sandbox.vertex_replicas import (
 from vertex_launch.sandbox.vertex_validation import job_errors
 from vertex_launch.vertex_types import CustomJob, JobState, ListCustomJobsResponse
 
+_logger = logging.getLogger(__name__)
 _KIND: Final = "vertex_job"
 _PAGE_CAP: Final = 100
 _FIRST_JOB_ID: Final = 4_611_686_018_427_387_904  # as long as Vertex AI's own
-_PARENT: Final = re.compile(r"projects/([^/]+)/(locations/[^/]+)")
 # The protobuf messages behind the SDK's classes.
 _RAW_JOB: Final = cast("Any", CustomJob).pb()
 _RAW_LIST: Final = cast("Any", ListCustomJobsResponse).pb()
@@ -121,7 +122,7 @@ class VertexBackend:
         self._pending_seconds = pending_seconds
         self._grace_seconds = grace_seconds
         self._is_manual = is_manual
-        self._project_numbers = project_numbers or {}
+        self._projects = ProjectNumbers(project_numbers or {})
         self._entries: dict[str, _Entry] = {}
         self.container_variables: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
@@ -158,7 +159,7 @@ class VertexBackend:
             VertexRefusal: 400, with every field error of the job.
         """
         self.calls["CreateCustomJob"] += 1
-        asked, parent = parent, self._numbered(parent)
+        asked, parent = parent, self._projects.numbered(parent)
         if errors := job_errors(custom_job):
             raise field_errors(errors)
         job = _RAW_JOB()
@@ -231,7 +232,7 @@ class VertexBackend:
 
     def _matching(self, parent: str, matches: JobTest, before: int | None) -> Iterator[Any]:
         """Yield the jobs of a location that a filter passes, newest first, from below an id on."""
-        asked, parent = parent, self._numbered(parent)
+        asked, parent = parent, self._projects.numbered(parent)
         is_first = before is None or not self._faults.drifts(parent, asked)
         for entry in tuple(reversed(self._entries.values())):
             job_parent, _, job_id = entry.job.name.rpartition("/customJobs/")
@@ -342,27 +343,27 @@ class VertexBackend:
 
     def _entry(self, name: str) -> _Entry:
         parent, _, job_id = name.partition("/customJobs/")
-        entry = self._entries.get(f"{self._numbered(parent)}/customJobs/{job_id}")
+        entry = self._entries.get(f"{self._projects.numbered(parent)}/customJobs/{job_id}")
         if entry is None:
             raise not_found(f"The CustomJob does not exist: {name}")
         return entry
-
-    def _numbered(self, parent: str) -> str:
-        match = _PARENT.fullmatch(parent)
-        if match is None:
-            raise invalid_argument(
-                f"Invalid resource name: {parent!r} is not projects/{{project}}/locations/{{location}}."
-            )
-        project, location = match.groups()
-        if not project.isdecimal():
-            project = self._project_numbers.get(project) or _project_number(project)
-        return f"projects/{project}/{location}"
 
     def _directory(self, entry: _Entry) -> Path:
         return self._workdir / entry.job.name.rpartition("/")[2]
 
     def _begin(self, entry: _Entry, work: Coroutine[Any, Any, None]) -> None:
         entry.task = asyncio.get_running_loop().create_task(work)
+        entry.task.add_done_callback(partial(self._look_at_end, entry))
+
+    def _look_at_end(self, entry: _Entry, task: asyncio.Task[None]) -> None:
+        """Let a job fail whose moving has failed, which nobody waits for."""
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        _logger.error("A job of the Vertex AI sandbox failed", exc_info=error)
+        if entry.task is task and not entry.is_terminal and entry.job.name in self._entries:
+            self._move(entry, JobState.JOB_STATE_FAILED, Code.INTERNAL, _internal(error))
+            self._begin(entry, end_replicas(entry.replicas, grace_seconds=self._grace_seconds))
 
     def _stop(self, entry: _Entry) -> None:
         if entry.task is not None:
@@ -399,7 +400,7 @@ class VertexBackend:
             await asyncio.sleep(self._pending_seconds)
             # Those of a job that is restarted.
             await end_replicas(entry.replicas, grace_seconds=self._grace_seconds)
-            if not self._started(entry):
+            if not await self._started(entry):
                 return
         elif entry.job.state != JobState.JOB_STATE_RUNNING:
             self._move(entry, JobState.JOB_STATE_RUNNING)
@@ -417,18 +418,17 @@ class VertexBackend:
             message = f"The job timed out: it has run for its timeout of {timeout_seconds:g} seconds."
             self._move(entry, JobState.JOB_STATE_FAILED, Code.DEADLINE_EXCEEDED, message)
 
-    def _started(self, entry: _Entry) -> bool:
+    async def _started(self, entry: _Entry) -> bool:
         directory = self._directory(entry)
         # What a sandbox that ended in the middle of starting the job may have left.
         shutil.rmtree(directory, ignore_errors=True)
         try:
             host = ContainerHost(self._images, self._buckets, self.container_variables)
-            entry.replicas = start_replicas(entry.job, directory, host)
+            entry.replicas = await start_replicas(entry.job, directory, host)
         except (ImagePullError, PackageError) as error:
             self._move(entry, JobState.JOB_STATE_FAILED, Code.INVALID_ARGUMENT, str(error))
         except (OSError, ValueError) as error:  # no more processes, a null byte in an argument
-            message = f"Internal error occurred for the current attempt: {error}"
-            self._move(entry, JobState.JOB_STATE_FAILED, Code.INTERNAL, message)
+            self._move(entry, JobState.JOB_STATE_FAILED, Code.INTERNAL, _internal(error))
         else:
             self._move(entry, JobState.JOB_STATE_RUNNING)
             return True
@@ -464,10 +464,8 @@ class VertexBackend:
         self._move(entry, JobState.JOB_STATE_CANCELLED, Code.CANCELLED, "CANCELED")
 
 
-def _project_number(project_id: str) -> str:
-    """Return twelve digits, as Google's numbers have, that only depend on the id."""
-    digest = hashlib.sha256(project_id.encode()).digest()
-    return str(10**11 + int.from_bytes(digest[:8], "big") % (9 * 10**11))
+def _internal(error: BaseException) -> str:
+    return f"Internal error occurred for the current attempt: {error}"
 
 
 def _checked_mask(read_mask: FieldMask | None) -> FieldMask | None:

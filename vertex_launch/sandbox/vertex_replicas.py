@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from vertex_launch.sandbox.vertex_packages import PackageError, find_packages, python_path
+from vertex_launch.sandbox.vertex_packages import find_packages, python_path
 
 KILLED: Final = 128 + signal.SIGKILL
 
@@ -34,6 +35,10 @@ _FROM_HOST: Final = (
     "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
 _EXPANSION: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_]*)\)", re.ASCII)
+# What Linux lets a process have: so much in one text, and so much in all of its arguments. References to
+# what has references in it would otherwise grow until the memory is full.
+_LONGEST_WORD: Final = 128 * 1024
+_LONGEST_PROGRAM: Final = 2 * 1024 * 1024
 _FIRST_POLL_SECONDS: Final = 0.02
 _LONGEST_POLL_SECONDS: Final = 0.2
 
@@ -115,8 +120,8 @@ class Replica:
         return cls(record["name"], Path(record["directory"]), record["pid"])
 
 
-def start_replicas(job: Any, directory: Path, host: ContainerHost) -> list[Replica]:
-    """Start one process per replica of every pool, workerpool0-0 first.
+async def start_replicas(job: Any, directory: Path, host: ContainerHost) -> list[Replica]:
+    """Start one process per replica of every pool, workerpool0-0 first; all of them or none.
 
     Raises:
         ImagePullError: if `host` does not have a pool's image.
@@ -144,9 +149,10 @@ def start_replicas(job: Any, directory: Path, host: ContainerHost) -> list[Repli
                 environment = _environment(job, pool, home, cluster, (f"workerpool{index}", number), host)
                 if packages[index]:
                     _add_packages(environment, packages[index], home)
-                arguments = [_expanded(word, environment) for word in programs[index]]
-                replicas.append(_start(home, arguments, environment))
-    except (OSError, ValueError, PackageError):
+                replicas.append(_start(home, _filled(programs[index], environment), environment))
+                # A process takes milliseconds to start; others are answered in between.
+                await asyncio.sleep(0)
+    except BaseException:
         for replica in replicas:
             replica.send(signal.SIGKILL)
         raise
@@ -223,15 +229,35 @@ def _environment(
     return environment
 
 
+def _filled(program: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Fill each word of a program, as long as all of them together could be given to a process."""
+    words: list[str] = []
+    left = _LONGEST_PROGRAM
+    for word in program:
+        words.append(_expanded(word, environment))
+        left -= len(words[-1])
+        if left < 0:
+            raise _too_long()
+    return words
+
+
 def _expanded(word: str, environment: Mapping[str, str]) -> str:
     """Fill $(NAME) as Vertex AI does: an unknown name stays as it is, and $$ stands for one $."""
+    left = _LONGEST_WORD
 
     def filled(match: re.Match[str]) -> str:
-        if match.group() == "$$":
-            return "$"
-        return environment.get(match.group(1), match.group())
+        nonlocal left
+        text = "$" if match.group() == "$$" else environment.get(match.group(1), match.group())
+        left -= len(text)
+        if left < 0:
+            raise _too_long()
+        return text
 
     return _EXPANSION.sub(filled, word)
+
+
+def _too_long() -> OSError:
+    return OSError(errno.E2BIG, os.strerror(errno.E2BIG))
 
 
 def _start(home: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Replica:

@@ -20,6 +20,8 @@ _LABEL_RULE: Final = (
 )
 _ACCELERATOR_NAMES: Final = {member.value: member.name for member in AcceleratorType}
 _STORAGE_RULE: Final = "The value must be a Google Cloud Storage URI, starting with gs://."
+# An assumption: Google names no bound but the project's quotas, which are lower than this.
+_MAX_REPLICAS: Final = 1000
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 FieldError = tuple[str, str]
@@ -73,6 +75,8 @@ def _pool_errors(pool: Any, path: str, *, is_primary: bool) -> Iterator[FieldErr
         yield f"{path}.replica_count", "The first worker pool must have exactly one replica."
     elif pool.replica_count < 1:
         yield f"{path}.replica_count", "The replica count must be at least 1."
+    elif pool.replica_count > _MAX_REPLICAS:
+        yield f"{path}.replica_count", f"The replica count must be at most {_MAX_REPLICAS}."
     task = pool.WhichOneof("task")
     if task is None:
         yield f"{path}.task", "Exactly one of `container_spec` and `python_package_spec` should be specified."
