@@ -43,8 +43,9 @@ async def test_others_are_answered_while_a_job_of_many_replicas_starts(vertex: S
 
 async def test_a_job_that_is_cancelled_while_it_starts_leaves_nothing(vertex: Served, tmp_path: Path):
     held = await create(vertex, job(python(HOLD), pool("sleep", "100", replicas=REPLICAS)))
-    while not 0 < started(tmp_path) < REPLICAS:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        while not 0 < started(tmp_path) < REPLICAS:
+            await asyncio.sleep(0)
     vertex.backend.cancel(held.name)
     assert (await terminal(vertex, held.name)).state == JobState.JOB_STATE_CANCELLED
     assert started(tmp_path) < REPLICAS
