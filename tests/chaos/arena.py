@@ -21,7 +21,8 @@ from tests.chaos import auditor
 from tests.chaos.auditor import Evidence, FlowRun, PrefectSide
 from tests.chaos.nursery import AgentProcess, Nursery, nursery
 from tests.chaos.servers import ENTITY, PrefectProcess, SandboxProcess, last_lines
-from tests.chaos.slot_trace import slots_in_hand
+from tests.chaos.slot_trace import leases
+from tests.chaos.watch import Watch, watching
 from tests.chaos.workload import Workload
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.migration import UNLIMITED
@@ -52,6 +53,7 @@ QUICK: Mapping[str, Any] = {
 }
 LEASE_SECONDS = 3.0
 LOOK_SECONDS = 0.2
+ASKING_SECONDS = 0.01
 SETTLE_SECONDS = 90.0
 TAKEN = frozenset({"CLAIMED", "FAILED"})
 # One that has crashed goes on with the next agent.
@@ -62,7 +64,9 @@ FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 class Arena:
     """What a scenario works with; `kills` counts by what was killed and how, `others` what else happened.
 
-    `prefect_server` is there if it may be killed; `has_outages` says that servers were.
+    `prefect_server` is there if it may be killed; `has_outages` says that servers were. With `ends_leases`
+    the leases that nobody has any more are ended at once, and not by themselves a minute later: a limit of
+    few slots would have to wait for them.
     """
 
     directory: Path
@@ -72,7 +76,9 @@ class Arena:
     nursery: Nursery
     workload: Workload
     max_jobs: int
+    watch: Watch
     prefect_server: PrefectProcess | None = None
+    ends_leases: bool = False
     has_outages: bool = False
     kills: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     others: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -90,20 +96,52 @@ class Arena:
 
     async def kill(self, agent: AgentProcess, how: str = "agent, at random") -> None:
         """`kill -9` an agent, and count it."""
-        if agent.is_alive:
-            await agent.kill()
-            self.kills[how] += 1
+        if not agent.is_alive:
+            return
+        if self.ends_leases:
+            await self._until_it_knows_its_leases(agent)
+        await agent.kill()
+        self.kills[how] += 1
+        await self._see_to_leases(agent)
 
-    def count_death(self, agent: AgentProcess) -> None:
+    async def count_death(self, agent: AgentProcess) -> None:
         """Count an agent that has ended by itself. Raises RuntimeError if it was not to."""
         code = agent.ended.result()
         if code == -signal.SIGKILL and agent.point is not None:
             when, effect, _ = agent.point
-            self.kills[f"agent, {when} {effect}"] += 1
+            self.kills[how_at(when, effect)] += 1
         elif self.has_outages and not agent.serves:
             self.others["agents that did not start in an outage"] += 1
         elif not agent.is_asked_to_end:
             raise RuntimeError(f"agent {agent.number} ended with {code}:\n{last_lines(agent.log)}")
+        await self._see_to_leases(agent)
+
+    async def _until_it_knows_its_leases(self, agent: AgentProcess) -> None:
+        """Stop an agent at a moment at which it has an answer to each request for a slot."""
+        while agent.is_alive:
+            agent.send(signal.SIGSTOP)
+            if not leases(agent.log).unanswered:
+                return
+            agent.send(signal.SIGCONT)
+            await asyncio.sleep(ASKING_SECONDS)
+
+    async def _see_to_leases(self, agent: AgentProcess) -> None:
+        """End the leases that a dead agent had in hand, but for those that a launch has all the same."""
+        if self.ends_leases and (in_hand := leases(agent.log).in_hand):
+            noted = await self.prefect.noted()
+            for lease in in_hand:
+                if lease not in noted:
+                    await self.prefect.end_lease(lease)
+
+    async def _end_what_the_dead_had(self) -> None:
+        """End the leases that only dead agents have had: every launch has ended, with another slot.
+
+        What one that is alive has had since is its own to give back.
+        """
+        everybody = [(agent.is_alive, leases(agent.log)) for agent in self.nursery.agents]
+        taken_up = {lease for is_alive, its in everybody if is_alive for lease in its.ever}
+        for lease in {lease for is_alive, its in everybody if not is_alive for lease in its.held} - taken_up:
+            await self.prefect.end_lease(lease)
 
     async def push_up_to(self, waiting: int) -> None:
         """Push items until so many wait at W&B; while it is away nothing is pushed."""
@@ -147,19 +185,18 @@ class Arena:
             agent.send(signal.SIGTERM)
         return [await agent.ended for agent in alive]
 
-    async def evidence(self, *, leases_end: bool = True) -> Evidence:
+    async def evidence(self) -> Evidence:
         """End everything and return what there is to see.
 
-        With `leases_end` there is time for the leases of slots that agents died with, so that none is held
-        in the end.
+        Before that there is time for the leases of slots that agents died with, so that none is held.
         """
-        killed = [agent for agent in self.nursery.agents if not agent.is_alive]
-        in_hand = 0 if leases_end else sum(slots_in_hand(agent.log) for agent in killed)
-        await self._slots_down_to(in_hand)
+        if self.ends_leases:
+            await self._end_what_the_dead_had()
+        leaked = await self._least_slots()
         stopped = self.nursery.alive
         await self.stop_agents()
         # One that was just asking for a slot to look at an empty queue has left it to its lease.
-        in_hand += sum(slots_in_hand(agent.log) for agent in stopped)
+        left = sum(leases(agent.log).most_in_hand for agent in stopped)
         flow_runs = await self.look()
         held = await self.prefect.held_slots()
         await self.sandbox.stop()
@@ -168,18 +205,24 @@ class Arena:
             items=items,
             jobs=jobs,
             flow_runs=flow_runs,
+            leaked_slots=leaked,
             held_slots=held,
-            slots_in_hand=in_hand,
+            slots_in_hand=left,
             max_jobs=self.max_jobs,
             expected=self.workload.expected,
             calls=auditor.read_calls(self.sandbox.request_log),
             flow_run_ids=self.flow_run_ids,
+            watched=[*self.watch.violations],
         )
 
-    async def _slots_down_to(self, wanted: int) -> None:
+    async def _least_slots(self) -> int:
+        """Return how many slots are held at least from now on, be it for a moment between two looks."""
+        least = await self.prefect.held_slots()
         deadline = time.monotonic() + SETTLE_SECONDS
-        while await self.prefect.held_slots() > wanted and time.monotonic() < deadline:
+        while least and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_SECONDS)
+            least = min(least, await self.prefect.held_slots())
+        return least
 
 
 @contextlib.asynccontextmanager
@@ -192,6 +235,8 @@ async def arena(
     job_seconds: float,
     is_shared: bool = False,
     prefect_server: PrefectProcess | None = None,
+    ends_leases: bool = False,
+    is_watched: bool = True,
     settings: Mapping[str, Any] = QUICK,
     lease_seconds: float = LEASE_SECONDS,
     **block: Any,
@@ -210,18 +255,32 @@ async def arena(
             block |= {"max_jobs": UNLIMITED, "shared_limits": shared_limits}
         made = await queue.create(**block)
         limit_name = made.shared_limits[0] if is_shared else made.limit_name
-        agents = await stack.enter_async_context(nursery(directory, environment, settings))
+        agents = await stack.enter_async_context(
+            nursery(directory, environment, settings, sandbox.faults_url)
+        )
         random = Random(seed)
+        workload = Workload(sandbox, queue.name, random, job_seconds)
+        prefect = PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue.name}", limit_name=limit_name)
+        watch = Watch(max_jobs)
+        if is_watched:
+            await stack.enter_async_context(watching(watch, sandbox, workload, prefect))
         yield Arena(
             directory,
             random,
             sandbox,
-            PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue.name}", limit_name=limit_name),
+            prefect,
             agents,
-            Workload(sandbox, queue.name, random, job_seconds),
+            workload,
             max_jobs,
+            watch,
             prefect_server,
+            ends_leases,
         )
+
+
+def how_at(when: str, effect: str) -> str:
+    """Return how a death at a named point is counted."""
+    return f"agent, {when} {effect}"
 
 
 async def _make_shared_limit(name: str, max_jobs: int) -> str:

@@ -40,6 +40,11 @@ class Job:
     created: float
     ended: float | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it has not ended."""
+        return self.ended is None
+
 
 @dataclass(frozen=True, slots=True)
 class FlowRun:
@@ -65,19 +70,22 @@ class Expected:
 class Evidence:
     """All that was seen of one queue in the end.
 
-    `held_slots` are more than `slots_in_hand`, those that agents died with, only if there is a leak.
-    `flow_run_ids` has every flow run ever seen of an item.
+    `leaked_slots` are held although every item and every lease of a dead agent has ended. `held_slots` are
+    so after the last agents were asked to end: no more than `slots_in_hand`, which they then had in hand.
+    `flow_run_ids` has every flow run ever seen of an item, `watched` what was wrong while things ran.
     """
 
     items: Sequence[Item]
     jobs: Sequence[Job]
     flow_runs: Sequence[FlowRun]
+    leaked_slots: int
     held_slots: int
     slots_in_hand: int
     max_jobs: int
     expected: Mapping[str, Expected]
     calls: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
     flow_run_ids: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
+    watched: Sequence[str] = ()
 
 
 def launch_key(item_id: str) -> str:
@@ -94,6 +102,7 @@ def violations(evidence: Evidence) -> list[str]:
         *_wrong_ends(evidence),
         *_replaced(evidence),
         *_cancelled(evidence),
+        *evidence.watched,
     ]
 
 
@@ -126,10 +135,10 @@ def _too_many(evidence: Evidence) -> Iterator[str]:
 
 
 def _leaked(evidence: Evidence) -> Iterator[str]:
+    if evidence.leaked_slots:
+        yield f"{evidence.leaked_slots} slots are held, and nobody has them"
     if evidence.held_slots > evidence.slots_in_hand:
-        yield (
-            f"{evidence.held_slots} slots are held; agents died with at most {evidence.slots_in_hand} in hand"
-        )
+        yield f"{evidence.held_slots} slots are held; agents ended with {evidence.slots_in_hand} in hand"
 
 
 def _wrong_ends(evidence: Evidence) -> Iterator[str]:
@@ -212,10 +221,11 @@ def read_state(path: Path) -> tuple[list[Item], list[Job]]:
         )
         for row in records["run-queue-item"]
     ]
-    return items, [_job(row["job"]) for row in records["vertex_job"]]
+    return items, [read_job(row["job"]) for row in records["vertex_job"]]
 
 
-def _job(job: Mapping[str, Any]) -> Job:
+def read_job(job: Mapping[str, Any]) -> Job:
+    """Return a CustomJob from Vertex AI's JSON."""
     labels = job.get("labels", {})
     return Job(
         name=job["name"],
@@ -286,6 +296,18 @@ class PrefectSide:
         response = await self._http.post("/flow_runs/count", json=body)
         response.raise_for_status()
         return response.json()
+
+    async def noted(self) -> str:
+        """Return what the launches of the queue have noted, as one text."""
+        body = {"flow_runs": {"tags": {"all_": [self._queue_tag]}}, "limit": 200, "sort": "START_TIME_DESC"}
+        response = await self._http.post("/flow_runs/filter", json=body)
+        response.raise_for_status()
+        return json.dumps([run["labels"] for run in response.json()])
+
+    async def end_lease(self, lease: str) -> None:
+        """End a lease before its time."""
+        path = "/v2/concurrency_limits/decrement-with-lease"
+        (await self._http.post(path, json={"lease_id": lease})).raise_for_status()
 
     async def held_slots(self) -> int:
         """Return how many slots of the queue's limit are held."""

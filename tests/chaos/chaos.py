@@ -22,7 +22,7 @@ from tests.chaos import auditor
 from tests.chaos.arena import QUICK, arena
 from tests.chaos.figures import figures, table
 from tests.chaos.servers import PrefectProcess
-from tests.chaos.storm import AGENTS, Storm
+from tests.chaos.storm import AGENTS, PREFECT_SERVER, SANDBOX, Storm
 from tests.integration.conftest import PrefectServer, prefect_client_of, send_what_is_left
 
 JOB_SECONDS = 2.0
@@ -39,6 +39,7 @@ PATIENT: Mapping[str, Any] = {
     "flows.standing.LOOK_AWAY_SECONDS": 12.0,
 }
 EVERY_BLOW = ("sandbox", "prefect", "freeze", "terminate")
+SERVERS = {"sandbox": SANDBOX, "prefect": PREFECT_SERVER}
 REPORTED = ("items", "jobs", "kills", "reports sent again")
 
 
@@ -46,6 +47,7 @@ REPORTED = ("items", "jobs", "kills", "reports sent again")
 class Round:
     """What dies in a round and how often, whether Prefect keeps its data in a file and the limit is shared.
 
+    With `has_every_point` it goes on until an agent has died at every named point.
     A small `max_jobs` is soon used up by the slots that agents die with in hand, and the storm is slower.
     """
 
@@ -55,10 +57,11 @@ class Round:
     max_jobs: int = 16
     on_file: bool = False
     is_shared: bool = False
+    has_every_point: bool = False
 
 
 ROUNDS = (
-    Round("agents only", (), 0.3),
+    Round("agents only, at every point", (), 0.3, has_every_point=True),
     Round("agents only, few slots", (), 0.1, max_jobs=4),
     Round("agents and the sandbox", ("sandbox",), 0.2),
     Round("agents and the Prefect server, a shared limit", ("prefect",), 0.2, on_file=True, is_shared=True),
@@ -82,18 +85,28 @@ async def run_round(which: Round, seed: int, kills: int) -> tuple[list[str], dic
                 settings=PATIENT if which.on_file else QUICK,
             ) as scene:
                 await scene.workload.push(REAL_RUNS, "real run")
-                await Storm(scene, blows=which.blows).rage(kills)
+                storm = Storm(scene, blows=which.blows)
+                await storm.rage(kills, with_every_point=which.has_every_point)
                 for _ in range(AGENTS):
                     await scene.start_agent()
                 await scene.until_ended(seconds=END_ON_FILE_SECONDS if which.on_file else END_SECONDS)
                 evidence = await scene.evidence()
-                found = auditor.violations(evidence)
+                found = [*auditor.violations(evidence), *_not_killed(which, scene.kills)]
                 rows = figures(scene, evidence)
             send_what_is_left()
     shutil.rmtree(home, ignore_errors=True)
     if not found:
         shutil.rmtree(scene.directory, ignore_errors=True)
     return found, rows
+
+
+def _not_killed(which: Round, kills: Mapping[str, int]) -> list[str]:
+    """Return which servers were to be killed and never were."""
+    return [
+        f"the {name} was not killed"
+        for blow, name in SERVERS.items()
+        if blow in which.blows and not kills.get(name)
+    ]
 
 
 async def main(kills: int, seed: int, only: int | None) -> int:

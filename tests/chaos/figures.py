@@ -26,11 +26,12 @@ def figures(arena: Arena, evidence: Evidence) -> dict[str, object]:
         "agents": len(arena.nursery.agents),
         "starts of a launch's flow run, the most": max(run.run_count for run in evidence.flow_runs),
         "reports sent again": repeated_reports(evidence.items),
+        "looks while things ran": arena.watch.sights,
         "calls to Vertex AI": len(every_call),
         **{f"  {name}": len(evidence.calls.get(name, ())) for name in (CREATE, LIST, GET, CANCEL)},
         "most calls in a minute": most_in_a_minute(every_call),
         "most submissions in a minute": most_in_a_minute(evidence.calls.get(CREATE, ())),
-        "slots held in the end, and died with in hand": f"{evidence.held_slots} / {evidence.slots_in_hand}",
+        "slots held in the end, and left in hand": f"{evidence.held_slots} / {evidence.slots_in_hand}",
         **{f"seconds until {what}": round(seconds, 1) for what, seconds in arena.moments.items()},
         "seconds": round(time.monotonic() - arena.started, 1),
     }

@@ -1,28 +1,50 @@
-"""Named points at which an agent's process kills itself: before one of its effects, or right after it.
+"""Named points at which an agent's process kills itself: before one of its effects, within it or right after.
 
 Right after an effect means that the answer has come and nobody has seen it yet: whatever the process
-would have made of it is gone, as when the answer is lost on the way.
+would have made of it is gone. Within it means that the server has done what it was asked for and has not
+answered: the sandbox cuts the connection there, and the process dies while the call is under way.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
+import json
 import os
 import signal
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
+
+from tests.chaos import slot_trace
+from vertex_launch.errors import OutcomeUnknown
+
+FAULT_SECONDS = 5.0
+ASKING_SECONDS = 0.005
+
 
 @dataclass(frozen=True)
 class Effect:
-    """A method with an effect outside of the process; with `needs_result` a call that got None has none."""
+    """A method with an effect outside of the process; if it `needs_result`, nothing is none."""
 
     module: str
     owner: str
     method: str
     needs_result: bool = False
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The call by which a server is asked for an effect; `about` is what tells it from all others."""
+
+    server: str
+    operation: str
+    about: Callable[..., str]
 
 
 EFFECTS = {
@@ -34,17 +56,28 @@ EFFECTS = {
     "create": Effect("vertex_launch.vertex_jobs", "VertexJobs", "create"),
     "report": Effect("vertex_launch.wandb_queue", "WandbQueue", "fail"),
     "release the slot": Effect("flows.slots", "Slots", "release"),
-    "take over": Effect("flows.launch_runs", "LaunchRuns", "take_over"),
+    "take over": Effect("flows.launch_runs", "LaunchRuns", "_own"),
+    "take over the slot": Effect("flows.slots", "Slots", "take_over"),
 }
-BEFORE, AFTER = "before", "after"
-POINTS = [(when, effect) for effect in EFFECTS for when in (BEFORE, AFTER)]
+WIRES = {
+    "pop": Wire("wandb", "popFromRunQueue", lambda _queue, agent_id: str(agent_id)),
+    "acknowledge": Wire("wandb", "ackRunQueueItem", lambda _queue, item_id, *_: item_id),
+    "create": Wire("vertex", "CreateCustomJob", lambda _jobs, job: job.labels["launch-item"]),
+    "report": Wire("wandb", "failRunQueueItem", lambda _queue, item_id, *_: item_id),
+}
+BEFORE, UNANSWERED, AFTER = "before", "unanswered", "after"
+POINTS = [
+    *((when, effect) for effect in EFFECTS for when in (BEFORE, AFTER)),
+    *((UNANSWERED, effect) for effect in WIRES),
+]
 
 
-def arm(when: str, name: str, nth: int) -> None:
-    """Let this process end by SIGKILL before or after the `nth` time that an effect is about to happen."""
+def arm(when: str, name: str, nth: int, faults_url: str) -> None:
+    """Let this process end by SIGKILL at the `nth` time that an effect is about to happen."""
     effect = EFFECTS[name]
     owner = getattr(importlib.import_module(effect.module), effect.owner)
     original: Callable[..., Any] = getattr(owner, effect.method)
+    cut_off = _cut_off(original, WIRES[name], faults_url) if when == UNANSWERED else original
     entered = left = 0
 
     @functools.wraps(original)
@@ -52,15 +85,66 @@ def arm(when: str, name: str, nth: int) -> None:
         nonlocal entered, left
         entered += 1
         if when == BEFORE and entered == nth:
-            die()
-        result = await original(*arguments, **options)
-        left += not (effect.needs_result and result is None)
+            await die()
+        call = cut_off if entered == nth else original
+        result = await call(*arguments, **options)
+        left += bool(result) or not effect.needs_result
         if when == AFTER and left == nth:
-            die()
+            await die()
         return result
 
     setattr(owner, effect.method, deadly)
 
 
-def die() -> None:
+def _cut_off(original: Callable[..., Any], wire: Wire, faults_url: str) -> Callable[..., Any]:
+    """Return a method that has the connection cut after its effect, and the process end with it."""
+
+    async def call(*arguments: Any, **options: Any) -> Any:
+        about = wire.about(*arguments)
+        if not _is_to_be_cut(wire, about, faults_url):
+            return await original(*arguments, **options)
+        if wire.server == "wandb":
+            _die_of_a_cut(wire.operation, about)
+        try:
+            return await original(*arguments, **options)
+        except OutcomeUnknown:
+            await die()
+
+    return call
+
+
+def _is_to_be_cut(wire: Wire, about: str, faults_url: str) -> bool:
+    """Tell the sandbox to cut this call; it cannot be told while it is away."""
+    fault = {"server": wire.server, "what": "cut_after", "operation": wire.operation, "about": about}
+    request = urllib.request.Request(f"{faults_url}/faults", json.dumps(fault).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=FAULT_SECONDS):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _die_of_a_cut(operation: str, about: str) -> None:
+    """Let this process end when the connection of such a call breaks: the client would send it again."""
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def deadly(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        try:
+            return await send(self, request)
+        except (httpx.ReadError, httpx.RemoteProtocolError):
+            content = await request.aread()
+            if operation.encode() in content and about.encode() in content:
+                await die()
+            raise
+
+    httpx.AsyncHTTPTransport.handle_async_request = deadly
+
+
+async def die() -> None:
+    """End by SIGKILL, with no request for a slot under way: of one without an answer nobody knows the lease.
+
+    Agents that are killed at a random moment die in such requests too.
+    """
+    while slot_trace.is_asking():
+        await asyncio.sleep(ASKING_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

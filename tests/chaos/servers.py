@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from flows.demo_servers import free_port
+from tests.chaos.auditor import Job, read_job
 from tests.chaos.nursery import ROOT
 from tests.integration.shared_prefect import IN_MEMORY, SETTINGS, clean_environment
 
@@ -23,6 +23,7 @@ START_SECONDS = 90.0
 STOP_SECONDS = 15.0
 LOOK_SECONDS = 0.1
 ENTITY = "chaos"
+PARENT = "projects/test-project/locations/us-central1"
 # Jobs that need no wandb: `python -S` starts in a fortieth of a second.
 IMAGES = {
     "chaos/run": f"{sys.executable} -S -E {Path(__file__).with_name('quick_run.py')}",
@@ -158,6 +159,21 @@ class SandboxProcess(Program):
         response.raise_for_status()
         return response.json()["data"]
 
+    async def jobs(self) -> list[Job]:
+        """Return every job, as Vertex AI's REST API shows it."""
+        found: list[Job] = []
+        parameters: dict[str, str | int] = {"pageSize": 100}
+        while True:
+            response = await self._http.get(
+                f"{self.vertex_rest_url}/v1/{PARENT}/customJobs", params=parameters
+            )
+            response.raise_for_status()
+            page = response.json()
+            found += [read_job(job) for job in page.get("customJobs", ())]
+            if not (token := page.get("nextPageToken")):
+                return found
+            parameters["pageToken"] = token
+
     async def switch_on(self, **fault: Any) -> None:
         """Switch a fault on, until the sandbox ends."""
         response = await self._http.post(f"{self.faults_url}/faults", json=fault)
@@ -182,9 +198,3 @@ async def _answers(url: str) -> bool:
 
 def last_lines(log: Path, count: int = 20) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-count:]) if log.exists() else ""
-
-
-def read_json_lines(path: Path) -> AsyncIterator[Any] | Any:
-    with path.open() as lines:
-        for line in lines:
-            yield json.loads(line)

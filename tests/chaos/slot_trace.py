@@ -1,18 +1,53 @@
-"""How many slots an agent had in hand when it died: taken, and no launch had them yet.
+"""Which slots an agent had when it died: in hand, or those of its launches.
 
-Prefect frees those when their lease ends. An agent writes what it does into its log as it does it, and the
-log outlives it; a request without an answer counts as granted, so the number is never too low.
+Prefect frees those in hand when their lease ends. An agent writes what it does into its log as it does it,
+and the log outlives it.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _MARK = "slot-trace"
-_ASKED, _GRANTED, _NONE, _GONE = "asked", "granted", "none", "gone"
+_ASKED, _GRANTED, _NONE, _PASSED, _ADOPTED, _GONE = "asked", "granted", "none", "passed", "adopted", "gone"
+
+
+@dataclass(frozen=True)
+class Leases:
+    """The leases that an agent has had: at its end in hand or for its launches, and `ever`.
+
+    So many of its requests for one are `unanswered`.
+    """
+
+    in_hand: frozenset[str]
+    of_launches: frozenset[str]
+    ever: frozenset[str]
+    unanswered: int
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Those of its end."""
+        return self.in_hand | self.of_launches
+
+    @property
+    def most_in_hand(self) -> int:
+        """How many slots can have been in hand: each request may have been granted."""
+        return len(self.in_hand) + self.unanswered
+
+
+class _Asking:
+    """The requests of this process that have no answer yet."""
+
+    count = 0
+
+
+def is_asking() -> bool:
+    """Whether this process is asking for a slot at the moment."""
+    return _Asking.count > 0
 
 
 def trace() -> None:
@@ -20,13 +55,24 @@ def trace() -> None:
     from flows.launch_runs import LaunchRuns
     from flows.slots import Slots, lease_of
 
-    take, release, create = Slots.try_take, Slots.release, LaunchRuns.create
+    take, take_over = Slots.try_take, Slots.take_over
+    release, create = Slots.release, LaunchRuns.create
 
     @functools.wraps(take)
     async def traced_take(self: Any) -> Any:
         _write(_ASKED)
-        slot = await take(self)
+        _Asking.count += 1
+        try:
+            slot = await take(self)
+        finally:
+            _Asking.count -= 1
         _write(_NONE if slot is None else _GRANTED, slot and slot.lease_id)
+        return slot
+
+    @functools.wraps(take_over)
+    async def traced_take_over(self: Any, labels: Any, flow_run_id: Any) -> Any:
+        slot = await take_over(self, labels, flow_run_id)
+        _write(_ADOPTED, slot.lease_id)
         return slot
 
     @functools.wraps(release)
@@ -36,30 +82,35 @@ def trace() -> None:
         _write(_GONE, lease_id)
 
     @functools.wraps(create)
-    async def traced_create(self: Any, item: Any, whereabouts: Any, labels: Any) -> Any:
-        flow_run = await create(self, item, whereabouts, labels)
+    async def traced_create(self: Any, item: Any, whereabouts: Any, slot_labels: Any) -> Any:
+        flow_run = await create(self, item, whereabouts, slot_labels)
         if flow_run is not None:
-            _write(_GONE, lease_of(labels))
+            _write(_PASSED, lease_of(slot_labels))
         return flow_run
 
-    Slots.try_take, Slots.release, LaunchRuns.create = traced_take, traced_release, traced_create
+    Slots.try_take, Slots.take_over = traced_take, traced_take_over
+    Slots.release, LaunchRuns.create = traced_release, traced_create
 
 
-def slots_in_hand(log: Path) -> int:
-    """Return how many slots the agent with this log can have had in hand at its end."""
-    asked, granted = 0, set[str]()
-    if not log.exists():
-        return 0  # it died before it could do anything
-    for line in log.read_text(errors="replace").splitlines():
+def leases(log: Path) -> Leases:
+    """Return what the agent with this log had when it wrote its last line."""
+    asked, in_hand, of_launches, ever = 0, set[str](), set[str](), set[str]()
+    # One that died before it could do anything has no log.
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
         mark, _, said = line.partition(" ")
-        if mark == _MARK:
-            what, lease = said.split(" ")
-            asked += (what == _ASKED) - (what in {_GRANTED, _NONE})
-            if what == _GRANTED:
-                granted.add(lease)
-            elif what == _GONE:
-                granted.discard(lease)
-    return asked + len(granted)
+        if mark != _MARK:
+            continue
+        what, lease = said.split(" ")
+        ever.add(lease)
+        asked += (what == _ASKED) - (what in {_GRANTED, _NONE})
+        if what in {_PASSED, _ADOPTED, _GONE}:
+            in_hand.discard(lease)
+            of_launches.discard(lease)
+        if what == _GRANTED:
+            in_hand.add(lease)
+        elif what in {_PASSED, _ADOPTED}:
+            of_launches.add(lease)
+    return Leases(frozenset(in_hand), frozenset(of_launches), frozenset(ever), asked)
 
 
 def _write(what: str, lease_id: object = None) -> None:

@@ -66,6 +66,7 @@ async def soak(items: int, seed: int) -> int:
                 seed=seed,
                 max_jobs=MAX_JOBS,
                 job_seconds=JOB_SECONDS,
+                is_watched=False,
                 settings={},
                 lease_seconds=60.0,
                 submissions_per_minute=100_000,

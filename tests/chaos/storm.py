@@ -5,49 +5,74 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from random import Random
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from tests.chaos.arena import LOOK_SECONDS, Arena
+from tests.chaos.arena import LOOK_SECONDS, Arena, how_at
 from tests.chaos.kill_points import POINTS
 from tests.chaos.nursery import AgentProcess
 
 AGENTS = 3
+# How their kills are counted.
+SANDBOX, PREFECT_SERVER = "sandbox", "Prefect server"
 # So many items at least wait at W&B while agents are killed, so that whoever starts has something to take.
 WAITING_ITEMS = 3
 # Within this an agent that serves its queue comes to most of its effects, and at times to the adoption of
 # what others left. One that is to die at a named point is killed when it has not come to it by then.
 LIFETIME_SECONDS = (0.0, 4.0)
-LIFETIME_WITH_POINT_SECONDS = 5.0
+LIFETIME_WITH_POINT_SECONDS = 12.0
 BLOW_SECONDS = (2.0, 6.0)
 AWAY_SECONDS = (0.0, 4.0)
 # Longer than it takes until an agent is taken for gone.
 FROZEN_SECONDS = (1.0, 15.0)
+# A storm that has not come to its end by then has a point that no agent comes to.
+STORM_SECONDS = 1200.0
 
 
 class Storm:
-    """Three agents at work at any time, each doomed; between their deaths the `blows`, in turns."""
+    """Three agents at work at any time, each doomed; between their deaths the `blows`, in turns.
 
-    def __init__(self, arena: Arena, *, blows: Sequence[str] = ()) -> None:
+    Every other agent is to die at a named point: `points` in their order, again and again. One that an agent
+    has not come to is the next one's.
+    """
+
+    def __init__(
+        self, arena: Arena, *, blows: Sequence[str] = (), points: Sequence[tuple[str, str]] = POINTS
+    ) -> None:
         self._arena = arena
         self._random = arena.random
-        self._points = _points(arena.random)
+        self._points = points
+        self._due: deque[tuple[str, str]] = deque()
+        self._is_points_turn = False
         # When each agent is to be killed; None as long as it does not serve.
         self._doomed: dict[AgentProcess, float | None] = {}
         self._blows = blows
         self._blowing: set[asyncio.Task[None]] = set()
 
-    async def rage(self, kills: int) -> None:
-        """Go on until there were so many kills; in the end all servers are up and nobody is frozen."""
+    @property
+    def missed(self) -> list[tuple[str, str]]:
+        """The points at which no agent has died so far."""
+        return [point for point in self._points if not self._arena.kills.get(how_at(*point))]
+
+    async def rage(
+        self, kills: int, *, with_every_point: bool = False, seconds: float = STORM_SECONDS
+    ) -> None:
+        """Go on until there were so many kills, and one at every point if that is wanted.
+
+        In the end all servers are up and nobody is frozen. Raises TimeoutError with what it has waited for.
+        """
         beside = asyncio.create_task(self._keep_blowing()) if self._blows else None
         try:
-            while sum(self._arena.kills.values()) < kills:
-                await self._arena.push_up_to(WAITING_ITEMS)
-                await self._replace_the_dead()
-                await asyncio.sleep(LOOK_SECONDS)
-                await self._kill_the_doomed()
-                if beside is not None and beside.done():
-                    beside.result()
+            async with asyncio.timeout(seconds):
+                while sum(self._arena.kills.values()) < kills or (with_every_point and self.missed):
+                    await self._arena.push_up_to(WAITING_ITEMS)
+                    await self._replace_the_dead()
+                    await asyncio.sleep(LOOK_SECONDS)
+                    await self._kill_the_doomed()
+                    if beside is not None and beside.done():
+                        beside.result()
+        except TimeoutError:
+            raise TimeoutError(f"{dict(self._arena.kills)}, and none at {self.missed}") from None
         finally:
             if beside is not None:
                 beside.cancel()
@@ -57,8 +82,17 @@ class Storm:
 
     async def _replace_the_dead(self) -> None:
         while len(self._arena.nursery.alive) < AGENTS:
-            agent = await self._arena.start_agent(next(self._points))
+            agent = await self._arena.start_agent(self._next_point())
             self._doomed[agent] = None
+
+    def _next_point(self) -> tuple[str, str, int] | None:
+        self._is_points_turn = not self._is_points_turn
+        if not self._is_points_turn:
+            return None
+        if not self._due:
+            self._due.extend(self._points)
+        # The second time at times: then it has a launch under way already.
+        return (*self._due.popleft(), self._random.randint(1, 2))
 
     async def _kill_the_doomed(self) -> None:
         for agent in [*self._doomed]:
@@ -66,8 +100,8 @@ class Storm:
                 continue  # frozen while another one was killed
             until = self._doomed[agent]
             if not agent.is_alive:
-                self._arena.count_death(agent)
-                self._doomed.pop(agent)
+                await self._arena.count_death(agent)
+                del self._doomed[agent]
             elif until is None:
                 if agent.serves:
                     lifetime = self._random.uniform(*LIFETIME_SECONDS)
@@ -76,6 +110,8 @@ class Storm:
                     )
             elif time.monotonic() >= until:
                 del self._doomed[agent]
+                if agent.point is not None:
+                    self._due.appendleft(agent.point[:2])
                 await self._arena.kill(agent)
 
     async def _keep_blowing(self) -> None:
@@ -96,7 +132,7 @@ class Storm:
     async def _kill_sandbox(self) -> None:
         self._arena.has_outages = True
         await self._arena.sandbox.kill()
-        self._arena.kills["sandbox"] += 1
+        self._arena.kills[SANDBOX] += 1
         await asyncio.sleep(self._random.uniform(*AWAY_SECONDS))
         await self._arena.sandbox.start()
 
@@ -105,7 +141,7 @@ class Storm:
         assert server is not None
         self._arena.has_outages = True
         await server.kill()
-        self._arena.kills["Prefect server"] += 1
+        self._arena.kills[PREFECT_SERVER] += 1
         await asyncio.sleep(self._random.uniform(*AWAY_SECONDS))
         await server.start()
 
@@ -130,11 +166,3 @@ class Storm:
         agent.is_asked_to_end = True
         agent.send(signal.SIGTERM)
         self._arena.others["agents asked to end"] += 1
-
-
-def _points(random: Random) -> Iterator[tuple[str, str, int] | None]:
-    """Every named point in a random order, again and again, and after each of them nothing."""
-    while True:
-        for when, effect in random.sample(POINTS, len(POINTS)):
-            yield when, effect, random.randint(1, 2)
-            yield None

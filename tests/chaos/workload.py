@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.chaos.auditor import Expected
+from tests.chaos.auditor import Expected, launch_key
 from tests.chaos.servers import ENTITY, SandboxProcess
 
 PUSH = """
@@ -65,6 +65,11 @@ class Workload:
     random: Random
     job_seconds: float
     expected: dict[str, Expected] = field(default_factory=dict[str, Expected])
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The label of each item's jobs."""
+        return {item_id: launch_key(item_id) for item_id in self.expected}
 
     async def push(self, count: int, kind: str | None = None) -> None:
         for _ in range(count):
