@@ -1,0 +1,113 @@
+"""Whatever W&B and Vertex AI answer, the agent lives on, and what comes after it is launched as ever.
+
+One agent serves its queue while answers are changed, one example after the other; FUZZ_EXAMPLES makes it
+more of them, and others each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+from prefect.client.schemas.objects import StateType
+from pydantic import SecretStr
+
+from blocks.wandb_credentials import WandbCredentials
+from flows import launch
+from flows.agent import agent
+from tests.integration.eventually import until
+from tests.integration.fuzzing_proxy import Fuzz, fuzzing_proxy
+from tests.integration.launch_queue import LaunchQueue
+from vertex_launch.sandbox.server import Sandbox
+
+FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+# Each is some seconds of changed answers, and what it takes until all is settled.
+EXAMPLES = FUZZ_EXAMPLES // 100 or 3
+FUZZ_SECONDS = 3.0
+CHANGES = 15
+SECONDS = 40.0 * EXAMPLES
+PROBABILITY = 0.25
+ITEMS = 4
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is tried again is so soon."""
+    for name, value in {
+        "flows.agent.CONTACT_SECONDS": 0.2,
+        "flows.stops.STOP_POLL_SECONDS": 0.2,
+        "flows.course.FIRST_PAUSE_SECONDS": 0.5,
+        "flows.course.MAX_PAUSE_SECONDS": 1.0,
+        "flows.rotation.MAX_BACKOFF_SECONDS": 0.5,
+        "flows.attempts.LOOK_AGAIN_SECONDS": (0.1, 0.2),
+        "flows.attempts.LAST_LOOKS_SECONDS": (0.1, 0.2),
+        "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
+        "flows.queue_server.ADOPTION_SECONDS": 0.5,
+        "vertex_launch.job_watcher.MAX_BACKOFF_SECONDS": 0.5,
+        "vertex_launch.retry.FIRST_PAUSE_SECONDS": 0.1,
+    }.items():
+        monkeypatch.setattr(name, value)
+    for task in launch._TASKS.values():
+        monkeypatch.setattr(task, "retry_delay_seconds", [0.1] * 4)
+
+
+@pytest.mark.timeout(60 + SECONDS)
+@pytest.mark.usefixtures("prefect_api", "impatient")
+async def test_an_agent_bears_whatever_it_is_answered() -> None:
+    seed = time.time_ns() if FUZZ_EXAMPLES else 1
+    fuzz = Fuzz(Random(seed))
+    async with (
+        Sandbox(queued_seconds=0, pending_seconds=0, lease_seconds=1.0) as sandbox,
+        fuzzing_proxy(sandbox, fuzz) as proxy,
+    ):
+        queue = LaunchQueue(sandbox)
+        block = await queue.create(endpoint=proxy.vertex_grpc_url, call_timeout_seconds=2.0)
+        wandb = WandbCredentials(api_key=SecretStr(sandbox.api_key), base_url=proxy.wandb_url)
+        await wandb.asave(queue.name, overwrite=True)
+        block.wandb_credentials = wandb
+        await block.asave(queue.name, overwrite=True)
+        serving = asyncio.create_task(
+            asyncio.wait_for(agent(queues=[queue.name], return_state=True), SECONDS)
+        )
+        await until(_serves(sandbox))
+        for _ in range(EXAMPLES):
+            await _example(queue, fuzz, serving, seed)
+        # More than one if it was told that it is not registered.
+        for registered in sandbox.wandb.agents.all():
+            sandbox.wandb.stop_polling(registered.id)
+        assert (await serving).is_completed(), f"seed {seed}"
+    assert {"popFromRunQueue", "ackRunQueueItem", "CreateCustomJob", "ListCustomJobs"} <= fuzz.seen
+
+
+async def _example(queue: LaunchQueue, fuzz: Fuzz, serving: asyncio.Task[object], seed: int) -> None:
+    """Change answers for a while; then a good item succeeds, and those of before end in some way."""
+    meanwhile = [queue.push("sandbox/no-wandb") for _ in range(ITEMS)]
+    fuzz.probability = PROBABILITY
+    before = fuzz.changed
+    deadline = time.monotonic() + FUZZ_SECONDS
+    while fuzz.changed < before + CHANGES and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    fuzz.probability = 0.0
+    good = queue.push("sandbox/no-wandb")
+
+    async def have_ended() -> bool:
+        assert not serving.done(), f"seed {seed}: {serving}"
+        launches = await queue.launches()
+        ends = [launches[each].state for each in (*meanwhile, good) if each in launches]
+        return len(ends) == ITEMS + 1 and all(state is not None and state.is_final() for state in ends)
+
+    await until(have_ended)
+    launched = (await queue.launches())[good]
+    assert launched.state_type is StateType.FAILED
+    assert "wandb.init" in (launched.state.message if launched.state and launched.state.message else "")
+
+
+def _serves(sandbox: Sandbox) -> Callable[[], Awaitable[bool]]:
+    async def serves() -> bool:
+        return bool(sandbox.wandb.agents.all())
+
+    return serves
