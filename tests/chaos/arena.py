@@ -46,6 +46,7 @@ QUICK: Mapping[str, Any] = {
     # The sandbox lists a job as soon as there is one.
     "flows.attempts.LOOK_AGAIN_SECONDS": (0.2, 0.5),
     "flows.attempts.LAST_LOOKS_SECONDS": (0.2, 0.5),
+    "flows.stops.STOP_POLL_SECONDS": 0.5,
     "flows.course.FIRST_PAUSE_SECONDS": 1.0,
     "flows.course.MAX_PAUSE_SECONDS": 4.0,
     "flows.rotation.MAX_BACKOFF_SECONDS": 2.0,
@@ -211,6 +212,7 @@ class Arena:
             max_jobs=self.max_jobs,
             expected=self.workload.expected,
             calls=auditor.read_calls(self.sandbox.request_log),
+            cancelled=auditor.read_cancelled(self.sandbox.request_log),
             flow_run_ids=self.flow_run_ids,
             watched=[*self.watch.violations],
         )

@@ -58,12 +58,21 @@ class FlowRun:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """How an item is to end: its state at W&B, its job's state (None: no job), its flow run's state."""
+    """How an item is to end: its state at W&B, its job's state (None: no job), its flow run's state.
+
+    `says` is part of what W&B is told, `earlier` the states of the jobs of earlier attempts.
+    """
 
     item: str
     job: str | None
     flow_run: str
     says: str = ""
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> list[str]:
+        """The states of all its jobs, by attempt."""
+        return [*self.earlier] if self.job is None else [*self.earlier, self.job]
 
 
 @dataclass
@@ -72,6 +81,7 @@ class Evidence:
 
     `leaked_slots` are held although every item and every lease of a dead agent has ended. `held_slots` are
     so after the last agents were asked to end: no more than `slots_in_hand`, which they then had in hand.
+    `cancelled` are the jobs, by their last names, for which Vertex AI was asked to cancel them.
     `flow_run_ids` has every flow run ever seen of an item, `watched` what was wrong while things ran.
     """
 
@@ -84,6 +94,7 @@ class Evidence:
     max_jobs: int
     expected: Mapping[str, Expected]
     calls: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    cancelled: set[str] = field(default_factory=set[str])
     flow_run_ids: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
     watched: Sequence[str] = ()
 
@@ -150,9 +161,10 @@ def _wrong_ends(evidence: Evidence) -> Iterator[str]:
     for item_id, expected in evidence.expected.items():
         if item_id in items:
             yield from _wrong_item(items[item_id], expected)
-        states = [job.state for job in jobs[launch_key(item_id)]]
-        if set(states) - {expected.job} or (expected.job is not None and not states):
-            yield f"the jobs of item {item_id} are {states or 'missing'}; {expected.job} was to be expected"
+        # A second job of an attempt is another violation.
+        by_attempt = {job.attempt: job.state for job in jobs[launch_key(item_id)]}
+        if (states := [by_attempt[attempt] for attempt in sorted(by_attempt)]) != expected.jobs:
+            yield f"the jobs of item {item_id} are {states}; {expected.jobs} were to be expected"
         run = flow_runs.get(item_id)
         if run is not None and run.state != expected.flow_run:
             yield f"the launch of item {item_id} is {run.state} and not {expected.flow_run}"
@@ -180,8 +192,14 @@ def _replaced(evidence: Evidence) -> Iterator[str]:
 
 
 def _cancelled(evidence: Evidence) -> Iterator[str]:
-    if count := len(evidence.calls.get("CancelCustomJob", ())):
-        yield f"{count} jobs were cancelled and nobody had asked for it"
+    wanted = {
+        launch_key(item) for item, its in evidence.expected.items() if "JOB_STATE_CANCELLED" in its.jobs
+    }
+    may_be = {job.name.rpartition("/")[2] for job in evidence.jobs if job.key in wanted}
+    for job_id in sorted(evidence.cancelled - may_be):
+        yield f"job {job_id} was cancelled and nobody had asked for it"
+    for job_id in sorted(may_be - evidence.cancelled):
+        yield f"job {job_id} was to be cancelled and was not"
 
 
 def most_live(jobs: Sequence[Job]) -> int:
@@ -246,13 +264,25 @@ def _seconds(text: str) -> float:
 def read_calls(request_log: Path) -> dict[str, list[float]]:
     """Return when each method of Vertex AI was called, from the sandbox's request log."""
     calls: dict[str, list[float]] = defaultdict(list)
+    for said in _vertex_calls(request_log):
+        calls[said["operation"]].append(datetime.fromisoformat(said["time"]).timestamp())
+    return calls
+
+
+def read_cancelled(request_log: Path) -> set[str]:
+    """Return the last names of the jobs that Vertex AI was asked to cancel."""
+    calls = _vertex_calls(request_log)
+    return {
+        said["request"]["name"].rpartition("/")[2] for said in calls if said["operation"] == "CancelCustomJob"
+    }
+
+
+def _vertex_calls(request_log: Path) -> Iterator[Any]:
     with request_log.open() as lines:
         for line in lines:
             # A line that a killed sandbox was writing has no end.
             if '"server": "vertex-grpc"' in line and line.endswith("}\n"):
-                said = json.loads(line)
-                calls[said["operation"]].append(datetime.fromisoformat(said["time"]).timestamp())
-    return calls
+                yield json.loads(line)
 
 
 class PrefectSide:
@@ -303,6 +333,11 @@ class PrefectSide:
         response = await self._http.post("/flow_runs/filter", json=body)
         response.raise_for_status()
         return json.dumps([run["labels"] for run in response.json()])
+
+    async def cancel(self, flow_run_id: str) -> None:
+        """Cancel a launch, as the button of Prefect's UI does."""
+        body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        (await self._http.post(f"/flow_runs/{flow_run_id}/set_state", json=body)).raise_for_status()
 
     async def end_lease(self, lease: str) -> None:
         """End a lease before its time."""

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import auditor
-from tests.chaos.arena import QUICK, arena
+from tests.chaos.arena import QUICK, Arena, arena
 from tests.chaos.figures import figures, table
+from tests.chaos.interventions import Interventions, intervening
 from tests.chaos.servers import PrefectProcess
 from tests.chaos.storm import AGENTS, PREFECT_SERVER, SANDBOX, Storm
 from tests.integration.conftest import PrefectServer, prefect_client_of, send_what_is_left
@@ -40,6 +41,18 @@ PATIENT: Mapping[str, Any] = {
 }
 EVERY_BLOW = ("sandbox", "prefect", "freeze", "terminate")
 SERVERS = {"sandbox": SANDBOX, "prefect": PREFECT_SERVER}
+EACH = 2
+INTERVENTIONS = ("stopped", "cancelled", "preempted", "over quota")
+# Of each launch of that kind the first creates, whoever sends them.
+OVER_QUOTA: Mapping[str, Any] = {
+    "server": "vertex",
+    "what": "answer",
+    "operation": "CreateCustomJob",
+    "about": "over-quota",
+    "status": 429,
+    "message": "The following quota metrics exceed quota limits: custom_model_training_cpus",
+    "times": 3 * EACH,
+}
 REPORTED = ("items", "jobs", "kills", "reports sent again")
 
 
@@ -47,6 +60,7 @@ REPORTED = ("items", "jobs", "kills", "reports sent again")
 class Round:
     """What dies in a round and how often, whether Prefect keeps its data in a file and the limit is shared.
 
+    With `has_interventions` launches are stopped, cancelled, preempted and over quota meanwhile.
     With `has_every_point` it goes on until an agent has died at every named point.
     A small `max_jobs` is soon used up by the slots that agents die with in hand, and the storm is slower.
     """
@@ -58,10 +72,12 @@ class Round:
     on_file: bool = False
     is_shared: bool = False
     has_every_point: bool = False
+    has_interventions: bool = False
 
 
 ROUNDS = (
-    Round("agents only, at every point", (), 0.3, has_every_point=True),
+    Round("agents only, at every point", (), 0.2, has_every_point=True),
+    Round("agents only, with stops, cancels, preemptions and quotas", (), 0.1, has_interventions=True),
     Round("agents only, few slots", (), 0.1, max_jobs=4),
     Round("agents and the sandbox", ("sandbox",), 0.2),
     Round("agents and the Prefect server, a shared limit", ("prefect",), 0.2, on_file=True, is_shared=True),
@@ -84,20 +100,40 @@ async def run_round(which: Round, seed: int, kills: int) -> tuple[list[str], dic
                 prefect_server=server,
                 settings=PATIENT if which.on_file else QUICK,
             ) as scene:
-                await scene.workload.push(REAL_RUNS, "real run")
-                storm = Storm(scene, blows=which.blows)
-                await storm.rage(kills, with_every_point=which.has_every_point)
-                for _ in range(AGENTS):
-                    await scene.start_agent()
-                await scene.until_ended(seconds=END_ON_FILE_SECONDS if which.on_file else END_SECONDS)
-                evidence = await scene.evidence()
-                found = [*auditor.violations(evidence), *_not_killed(which, scene.kills)]
-                rows = figures(scene, evidence)
+                found, rows = await _kill_and_audit(scene, which, kills)
             send_what_is_left()
     shutil.rmtree(home, ignore_errors=True)
     if not found:
         shutil.rmtree(scene.directory, ignore_errors=True)
     return found, rows
+
+
+async def _kill_and_audit(scene: Arena, which: Round, kills: int) -> tuple[list[str], dict[str, object]]:
+    interventions = Interventions(scene.sandbox, scene.workload, scene.prefect)
+    await scene.workload.push(REAL_RUNS, "real run")
+    if which.has_interventions:
+        await scene.sandbox.switch_on(**OVER_QUOTA)
+        for kind in INTERVENTIONS:
+            await scene.workload.push(EACH, kind)
+    async with intervening(interventions):
+        storm = Storm(scene, blows=which.blows)
+        await storm.rage(kills, with_every_point=which.has_every_point)
+        for _ in range(AGENTS):
+            await scene.start_agent()
+        await scene.until_ended(seconds=END_ON_FILE_SECONDS if which.on_file else END_SECONDS)
+    found = [
+        *_not_killed(which, scene.kills),
+        *(f"nothing was done to {item}" for item in interventions.left),
+    ]
+    refused = sum(
+        fault["hit"]
+        for fault in await scene.sandbox.switch_off()
+        if fault.get("about") == OVER_QUOTA["about"]
+    )
+    if which.has_interventions and not refused:
+        found.append("no create was refused for quota")
+    evidence = await scene.evidence()
+    return [*auditor.violations(evidence), *found], figures(scene, evidence)
 
 
 def _not_killed(which: Round, kills: Mapping[str, int]) -> list[str]:

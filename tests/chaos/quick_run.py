@@ -1,4 +1,7 @@
-"""A job whose run shows up at W&B and succeeds: what `wandb.init()` sends first, without wandb's weight."""
+"""A job whose run shows up at W&B and succeeds: what `wandb.init()` sends first, without wandb's weight.
+
+With a second argument it goes on for so many seconds, unless it is the same run's second job.
+"""
 
 import base64
 import http.client
@@ -26,10 +29,12 @@ def main() -> None:
             connection = http.client.HTTPConnection(host, timeout=10)
             connection.request("POST", "/graphql", body, headers)
             if connection.getresponse().status == http.client.OK:
-                return
+                break
         except OSError:
             pass  # W&B is away; a run of wandb's own would wait as well
         time.sleep(0.2)
+    if len(sys.argv) > 2 and "WANDB_RESUME" not in os.environ:
+        time.sleep(float(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -99,15 +99,19 @@ class Program(ABC):
 
 
 class PrefectProcess(Program):
-    """A Prefect server of its own: in memory, or on a database file that outlives it."""
+    """A Prefect server of its own: in memory, or on a database file that outlives it.
 
-    def __init__(self, home: Path, *, on_file: bool) -> None:
+    One that `is_faulty` can be told to let a share of its clients' calls go wrong.
+    """
+
+    def __init__(self, home: Path, *, on_file: bool, is_faulty: bool = False) -> None:
         port = free_port()
         self.home = home
         self.api_url = f"http://127.0.0.1:{port}/api"
         database = f"sqlite+aiosqlite:///{home / 'prefect.db'}" if on_file else IN_MEMORY
         self.environment = clean_environment(home, self.api_url)
-        application = ["--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
+        module = "tests.chaos.faulty_prefect" if is_faulty else "prefect.server.api.server"
+        application = ["--factory", f"{module}:create_app", "--log-level", "error"]
         super().__init__(
             ["uvicorn", *application, "--host", "127.0.0.1", "--port", str(port)],
             home / "prefect.log",
@@ -116,6 +120,22 @@ class PrefectProcess(Program):
 
     async def _is_ready(self) -> bool:
         return await _answers(f"{self.api_url}/health")
+
+    async def let_go_wrong(self, share: float, seed: int) -> None:
+        """Let this share of all calls go wrong from now on."""
+        async with httpx.AsyncClient() as client:
+            answer = await client.put(self._switch_url, json={"share": share, "seed": seed})
+        answer.raise_for_status()
+
+    async def went_wrong(self) -> tuple[int, int]:
+        """Return how many calls could have gone wrong, and how many did."""
+        async with httpx.AsyncClient() as client:
+            counts = (await client.get(self._switch_url)).json()
+        return counts["calls"], sum(counts["hits"].values())
+
+    @property
+    def _switch_url(self) -> str:
+        return f"{self.api_url.removesuffix('/api')}/going-wrong"
 
 
 class SandboxProcess(Program):

@@ -18,10 +18,13 @@ mutation pushToRunQueueByName($entityName: String!, $projectName: String!, $queu
     runQueueItemId
   }
 }"""
+RUN_PROJECT = "runs"
 ITEM_STATES = """
 query States($projectName: String!, $entityName: String!, $queueName: String!, $count: Int!) {
   project(name: $projectName, entityName: $entityName) {
-    runQueue(name: $queueName) { runQueueItems(first: $count) { edges { node { id state } } } }
+    runQueue(name: $queueName) {
+      runQueueItems(first: $count) { edges { node { id state associatedRunId } } }
+    }
   }
 }"""
 
@@ -34,9 +37,13 @@ class Kind:
     arguments: tuple[str, ...]
     expected: Expected
     weight: int
+    name: str = "run"
 
 
 SUCCEEDED = Expected("CLAIMED", "JOB_STATE_SUCCEEDED", "COMPLETED")
+CANCELLED = Expected("FAILED", "JOB_STATE_CANCELLED", "CANCELLED", "Category: cancelled (")
+# It ends by what is done to it.
+LASTING = ("0", "600")
 KINDS = {
     "succeeds": Kind("chaos/run", ("{seconds}",), SUCCEEDED, 60),
     "real run": Kind("sandbox/train", (), SUCCEEDED, 0),
@@ -52,6 +59,16 @@ KINDS = {
         Expected("FAILED", "JOB_STATE_SUCCEEDED", "FAILED", "wandb.init"),
         10,
     ),
+    # What people and machines do to a launch that is under way (`interventions`).
+    "stopped": Kind("chaos/run", LASTING, CANCELLED, 0),
+    "cancelled": Kind("chaos/run", LASTING, CANCELLED, 0),
+    "preempted": Kind(
+        "chaos/run",
+        LASTING,
+        Expected("CLAIMED", "JOB_STATE_SUCCEEDED", "COMPLETED", earlier=("JOB_STATE_FAILED",)),
+        0,
+    ),
+    "over quota": Kind("chaos/run", ("{seconds}",), SUCCEEDED, 0, name="over-quota"),
     "refused": Kind(None, (), Expected("FAILED", None, "FAILED"), 10),
 }
 
@@ -65,6 +82,7 @@ class Workload:
     random: Random
     job_seconds: float
     expected: dict[str, Expected] = field(default_factory=dict[str, Expected])
+    kinds: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def keys(self) -> dict[str, str]:
@@ -74,7 +92,8 @@ class Workload:
     async def push(self, count: int, kind: str | None = None) -> None:
         for _ in range(count):
             weights = [each.weight for each in KINDS.values()]
-            chosen = KINDS[kind or self.random.choices([*KINDS], weights)[0]]
+            name = kind or self.random.choices([*KINDS], weights)[0]
+            chosen = KINDS[name]
             data = await self.sandbox.ask(
                 PUSH,
                 entityName=ENTITY,
@@ -82,10 +101,18 @@ class Workload:
                 queueName=self.queue,
                 runSpec=json.dumps(self._run_spec(chosen)),
             )
-            self.expected[data["pushToRunQueueByName"]["runQueueItemId"]] = chosen.expected
+            item_id = data["pushToRunQueueByName"]["runQueueItemId"]
+            self.expected[item_id], self.kinds[item_id] = chosen.expected, name
 
     async def states(self) -> dict[str, str]:
         """Return the state that each item has at W&B."""
+        return {node["id"]: node["state"] for node in await self._nodes()}
+
+    async def run_ids(self) -> dict[str, str | None]:
+        """Return the run that each item was claimed for."""
+        return {node["id"]: node["associatedRunId"] for node in await self._nodes()}
+
+    async def _nodes(self) -> list[dict[str, Any]]:
         data = await self.sandbox.ask(
             ITEM_STATES,
             entityName=ENTITY,
@@ -94,14 +121,14 @@ class Workload:
             count=len(self.expected),
         )
         edges = data["project"]["runQueue"]["runQueueItems"]["edges"]
-        return {edge["node"]["id"]: edge["node"]["state"] for edge in edges}
+        return [edge["node"] for edge in edges]
 
     def _run_spec(self, kind: Kind) -> dict[str, Any]:
         seconds = f"{self.random.uniform(0, self.job_seconds):.2f}"
         spec: dict[str, Any] = {
             "entity": ENTITY,
-            "project": "runs",
-            "name": f"run-{len(self.expected) + 1}",
+            "project": RUN_PROJECT,
+            "name": f"{kind.name}-{len(self.expected) + 1}",
             "resource": "gcp-vertex",
             "overrides": {"args": [argument.format(seconds=seconds) for argument in kind.arguments]},
         }
