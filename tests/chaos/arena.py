@@ -251,33 +251,29 @@ async def arena(
     print(f"\nseed {seed}, logs in {directory}")
     async with contextlib.AsyncExitStack() as stack:
         sandbox = await stack.enter_async_context(SandboxProcess(directory, lease_seconds=lease_seconds))
-        queue = LaunchQueue(sandbox, max_jobs=max_jobs)  # pyright: ignore[reportArgumentType] - as good as one
-        if is_shared:
-            shared_limits = [await _make_shared_limit(queue.name, max_jobs)]
-            block |= {"max_jobs": UNLIMITED, "shared_limits": shared_limits}
-        made = await queue.create(**block)
-        limit_name = made.shared_limits[0] if is_shared else made.limit_name
-        agents = await stack.enter_async_context(
-            nursery(directory, environment, settings, sandbox.faults_url)
-        )
+        queue, limit_name = await _make_queue(sandbox, max_jobs, block, is_shared=is_shared)
+        born = nursery(directory, environment, settings, sandbox.faults_url)
+        agents = await stack.enter_async_context(born)
         random = Random(seed)
-        workload = Workload(sandbox, queue.name, random, job_seconds)
-        prefect = PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue.name}", limit_name=limit_name)
+        workload = Workload(sandbox, queue, random, job_seconds)
+        prefect = PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue}", limit_name=limit_name)
         watch = Watch(max_jobs)
         if is_watched:
             await stack.enter_async_context(watching(watch, sandbox, workload, prefect))
-        yield Arena(
-            directory,
-            random,
-            sandbox,
-            prefect,
-            agents,
-            workload,
-            max_jobs,
-            watch,
-            prefect_server,
-            ends_leases,
-        )
+        outside = (sandbox, prefect, agents)
+        yield Arena(directory, random, *outside, workload, max_jobs, watch, prefect_server, ends_leases)
+
+
+async def _make_queue(
+    sandbox: SandboxProcess, max_jobs: int, block: Mapping[str, Any], *, is_shared: bool
+) -> tuple[str, str]:
+    """Return the names of a queue and of its limit."""
+    queue = LaunchQueue(sandbox, max_jobs=max_jobs)  # pyright: ignore[reportArgumentType] - as good as one
+    if not is_shared:
+        return queue.name, (await queue.create(**block)).limit_name
+    limit_name = await _make_shared_limit(queue.name, max_jobs)
+    await queue.create(**{**block, "max_jobs": UNLIMITED, "shared_limits": [limit_name]})
+    return queue.name, limit_name
 
 
 def how_at(when: str, effect: str) -> str:

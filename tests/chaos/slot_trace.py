@@ -52,11 +52,14 @@ def is_asking() -> bool:
 
 def trace() -> None:
     """Let this process write into its log which slots it takes, gives back and hands to launches."""
-    from flows.launch_runs import LaunchRuns
-    from flows.slots import Slots, lease_of
+    _trace_taking()
+    _trace_passing()
+
+
+def _trace_taking() -> None:
+    from flows.slots import Slots
 
     take, take_over = Slots.try_take, Slots.take_over
-    release, create = Slots.release, LaunchRuns.create
 
     @functools.wraps(take)
     async def traced_take(self: Any) -> Any:
@@ -75,6 +78,15 @@ def trace() -> None:
         _write(_ADOPTED, slot.lease_id)
         return slot
 
+    Slots.try_take, Slots.take_over = traced_take, traced_take_over
+
+
+def _trace_passing() -> None:
+    from flows.launch_runs import LaunchRuns
+    from flows.slots import Slots, lease_of
+
+    release, create = Slots.release, LaunchRuns.create
+
     @functools.wraps(release)
     async def traced_release(self: Any, slot: Any) -> None:
         lease_id = slot.lease_id
@@ -88,7 +100,6 @@ def trace() -> None:
             _write(_PASSED, lease_of(slot_labels))
         return flow_run
 
-    Slots.try_take, Slots.take_over = traced_take, traced_take_over
     Slots.release, LaunchRuns.create = traced_release, traced_create
 
 

@@ -42,7 +42,7 @@ class Storm:
         self._arena = arena
         self._random = arena.random
         self._points = points
-        self._due: deque[tuple[str, str]] = deque()
+        self._due: deque[tuple[str, str, int]] = deque()
         self._is_points_turn = False
         # When each agent is to be killed; None as long as it does not serve.
         self._doomed: dict[AgentProcess, float | None] = {}
@@ -90,9 +90,9 @@ class Storm:
         if not self._is_points_turn:
             return None
         if not self._due:
-            self._due.extend(self._points)
-        # The second time at times: then it has a launch under way already.
-        return (*self._due.popleft(), self._random.randint(1, 2))
+            # The second time at times: then it has a launch under way already.
+            self._due.extend((*point, self._random.randint(1, 2)) for point in self._points)
+        return self._due.popleft()
 
     async def _kill_the_doomed(self) -> None:
         for agent in [*self._doomed]:
@@ -111,7 +111,7 @@ class Storm:
             elif time.monotonic() >= until:
                 del self._doomed[agent]
                 if agent.point is not None:
-                    self._due.appendleft(agent.point[:2])
+                    self._due.appendleft((*agent.point[:2], 1))
                 await self._arena.kill(agent)
 
     async def _keep_blowing(self) -> None:

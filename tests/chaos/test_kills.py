@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.chaos import auditor
 from tests.chaos.arena import arena
 from tests.chaos.figures import figures, table
@@ -27,17 +29,21 @@ POINTS = (
 )
 
 
+# A minute on two cores that have nothing else to do.
+@pytest.mark.timeout(240)
 async def test_twenty_kills_of_agents_lose_double_and_leak_nothing(prefect_api: PrefectServer) -> None:
     async with arena(
         prefect_api.api_url,
         prefect_api.environment,
         seed=SEED,
         max_jobs=4,
-        job_seconds=0.5,
+        job_seconds=1.5,
         ends_leases=True,
         submissions_per_minute=1000,
     ) as scene:
         await scene.workload.push(1, "real run")
+        # There is something to report for as many agents as are to die of it.
+        await scene.workload.push(3, "fails")
         storm = Storm(scene, points=POINTS)
         await storm.rage(KILLS, with_every_point=True, seconds=STORM_SECONDS)
         for _ in range(AGENTS):
