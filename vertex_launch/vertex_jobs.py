@@ -23,6 +23,7 @@ from google.api_core import exceptions as google
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 
 from vertex_launch.call_budget import (
@@ -300,6 +301,10 @@ class VertexJobs:
             if quota_kind(_message(error)) == "rate":
                 budget.slow_down(call, sent_at)
             raise
+        except (ValueError, DecodeError) as error:
+            if (refusal := _refusal_behind(error)) is None:
+                raise
+            raise refusal from error
 
     @property
     def _budget(self) -> CallBudget:
@@ -412,6 +417,16 @@ def _translated(error: google.GoogleAPICallError, where: str) -> Permanent | Tra
     )
 
 
+def _refusal_behind(error: BaseException) -> google.GoogleAPICallError | None:
+    """Return the server's error if Google's client stumbled over its details, which it could not read."""
+    while (error_before := error.__context__) is not None:
+        if isinstance(error_before, grpc.RpcError):
+            rpc_error: Any = error_before
+            return cast("Any", google).from_grpc_status(rpc_error.code(), rpc_error.details())
+        error = error_before
+    return None
+
+
 def _message(error: google.GoogleAPICallError) -> str:
     return str(cast("Any", error).message)
 
@@ -419,7 +434,8 @@ def _message(error: google.GoogleAPICallError) -> str:
 def _retry_after(error: google.GoogleAPICallError) -> float | None:
     for detail in cast("Any", error).details:
         if isinstance(detail, RetryInfo):
-            return detail.retry_delay.ToTimedelta().total_seconds()
+            # No timedelta: it may be longer than one can be.
+            return max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
     return None
 
 
