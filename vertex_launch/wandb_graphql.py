@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
@@ -33,6 +34,9 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _MAX_QUOTED_CHARACTERS = 500
 # Nobody means more by Retry-After, and no clock can add up any number that may stand there.
 _LONGEST_PAUSE_SECONDS = 86_400.0
+# The timeout is for each part of an answer; all of it, drop by drop, may take so many times as long.
+_TIMEOUTS_AT_MOST = 4
+_NO_ANSWER = (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL, UnicodeError)
 _STATUS_OF_MESSAGE = tuple(
     (re.compile(text, re.IGNORECASE), status)
     for text, status in (
@@ -73,6 +77,7 @@ class WandbGraphql:
         self._endpoint = endpoint
         self._clock = clock
         self._random = random
+        self._whole_seconds = _TIMEOUTS_AT_MOST * timeout_seconds
         self._http = httpx.AsyncClient(
             base_url=endpoint.base_url,
             timeout=httpx.Timeout(timeout_seconds),
@@ -182,13 +187,16 @@ class WandbGraphql:
     ) -> str:
         server = store or f"W&B at {self._endpoint.base_url}"
         try:
-            async with self._http.stream(method, url, **options) as response:
+            async with (
+                asyncio.timeout(self._whole_seconds),
+                self._http.stream(method, url, **options) as response,
+            ):
                 body = bytearray()
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > max_bytes:
                         break
-        except (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL, UnicodeError) as error:
+        except (*_NO_ANSWER, TimeoutError) as error:
             reason = type(error).__name__
             raise Transient(f"{server} did not answer {name}: {reason}") from error
         text = body.decode("utf-8", errors="replace")

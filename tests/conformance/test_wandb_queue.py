@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -164,6 +166,19 @@ async def test_a_lost_answer_of_a_pop_is_transient_and_sent_once():
         with pytest.raises(Transient, match="ReadError"):
             await queue.pop("a")
     assert queue.calls == {"popFromRunQueue": 1}
+
+
+async def test_an_answer_that_never_comes_to_its_end_is_no_answer():
+    class Drops(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                yield b" "
+                await asyncio.sleep(0)
+
+    dripping = httpx.MockTransport(lambda _request: httpx.Response(200, stream=Drops()))
+    queue = open_queue("https://wandb.test", transport=dripping, timeout_seconds=0.01)
+    with pytest.raises(Transient, match="did not answer popFromRunQueue: TimeoutError"):
+        await queue.pop(None)
 
 
 async def test_a_claim_whose_answer_was_lost_is_found_to_be_ours():
