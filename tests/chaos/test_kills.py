@@ -13,7 +13,7 @@ from tests.integration.conftest import PrefectServer
 
 KILLS = 20
 SEED = 1
-STORM_SECONDS = 90.0
+STORM_SECONDS = 200.0
 # Half of the kills; `make chaos` has all the points.
 POINTS = (
     (BEFORE, "create"),
@@ -29,15 +29,15 @@ POINTS = (
 )
 
 
-# A minute on two cores that have nothing else to do.
-@pytest.mark.timeout(240)
+# A minute or two: how soon an agent comes to the point it is to die at is a matter of luck.
+@pytest.mark.timeout(360)
 async def test_twenty_kills_of_agents_lose_double_and_leak_nothing(prefect_api: PrefectServer) -> None:
     async with arena(
         prefect_api.api_url,
         prefect_api.environment,
         seed=SEED,
         max_jobs=4,
-        job_seconds=1.5,
+        job_seconds=0.5,
         ends_leases=True,
         submissions_per_minute=1000,
     ) as scene:
