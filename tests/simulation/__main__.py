@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from tests.simulation.auditor import Violation
 from tests.simulation.exhaustive import die_everywhere
 from tests.simulation.scripts import SCRIPTS
 from tests.simulation.simulate import Change, Result, simulate
@@ -28,8 +27,8 @@ def tried(work: Callable[[], list[Result]]) -> tuple[list[Result], str | None]:
     """The results, or what was violated."""
     try:
         return work(), None
-    except Violation as error:
-        return [], str(error)
+    except Exception as error:
+        return [], f"{error}"
 
 
 def one_script(name: str, change: Change | None) -> tuple[list[Result], str | None]:

@@ -16,6 +16,7 @@ from prefect.client.schemas.objects import StateType
 from tests.simulation.prefect_model import PrefectModel
 from tests.simulation.scripts import End
 from tests.simulation.vertex_model import Job, VertexModel
+from tests.simulation.violation import Violation, require
 from tests.simulation.wandb_model import Item, WandbModel
 from vertex_launch.lifecycle import ItemState
 from vertex_launch.vertex_types import JobState
@@ -28,10 +29,6 @@ DUPLICATE_SECONDS = 600.0
 CANCEL_SECONDS = 1200.0
 MAX_RELAUNCHES = 3
 _ENDS = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED})
-
-
-class Violation(AssertionError):
-    """An invariant that does not hold."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ class Auditor:
                 self._look_at_cancel(job)
         for duplicate in self._duplicates:
             if now > duplicate.until and self._is_live(duplicate.older) and self._is_live(duplicate.younger):
-                raise Violation(f"2: {duplicate.older.name} and {duplicate.younger.name} stay live together")
+                raise Violation(f"{duplicate.older.name} and {duplicate.younger.name} stay live together", 2)
 
     def _look_whether_over(self, job: Job) -> None:
         item_id = self._wandb.item_of_run[job.run_id].item_id
@@ -195,7 +192,7 @@ class Auditor:
             return
         for pair in pairs:
             if job is pair.kept and self._is_live(pair.surplus):
-                raise Violation(f"2: {job.name} was cancelled, and {pair.surplus.name} is the one too many")
+                raise Violation(f"{job.name} was cancelled, and {pair.surplus.name} is the one too many", 2)
 
     def at_end(self) -> None:
         """Assert what holds once all faults are over and everybody has gone."""
@@ -256,9 +253,3 @@ class Auditor:
 
     def _is_live(self, job: Job) -> bool:
         return not job.has_ended(self._now()) and job.cancelled is None
-
-
-def require(holds: bool, invariant: int, what: str) -> None:
-    """Raise Violation unless it holds."""
-    if not holds:
-        raise Violation(f"invariant {invariant}: {what}")

@@ -18,9 +18,10 @@ import httpx
 from blocks.vertex_queue import VertexLaunchQueue
 from tests.simulation import scripts
 from tests.simulation.agents import Deployment, Shape, make_block
-from tests.simulation.auditor import Violation
 from tests.simulation.faults import Faults, Loss, Outage, add_lone_faults, add_refusals, draw_faults
 from tests.simulation.process import make_task
+from tests.simulation.replay import replay
+from tests.simulation.violation import Violation, unforeseen
 from tests.simulation.virtual_time import VirtualLoop
 from tests.simulation.world import Crash, World
 from vertex_launch.errors import LaunchError
@@ -77,7 +78,10 @@ def _blocks(max_jobs: int, is_shared: bool, change: Change | None) -> list[Verte
 
 
 def simulate(seed: int, items: int = 20) -> Result:
-    """Simulate items with faults drawn from a seed. Raises Violation with the last effects."""
+    """Simulate items with faults drawn from a seed.
+
+    Raises Violation with a test in which it happens again, and the last effects.
+    """
     random = Random(seed)
     until = random.choice(HORIZONS_SECONDS)
     faults = draw_faults(random, until)
@@ -115,10 +119,10 @@ def simulate(seed: int, items: int = 20) -> Result:
             world.loop.call_later(moment, world.prefect.restart)
             world.loop.call_later(moment, world.note, "Prefect's server", "restarts")
 
-    name = f"simulate(seed={seed}, items={items})"
+    test = replay(simulate, seed=seed, items=items)
     linger_seconds = MENDING_SECONDS if restarts else 0.0
     blocks = _blocks(max_jobs, is_shared, change)
-    return _run(name, seed, faults, shape, blocks, max_jobs, prepare, items, linger_seconds)
+    return _run(test, seed, faults, shape, blocks, max_jobs, prepare, items, linger_seconds)
 
 
 def play(
@@ -142,9 +146,11 @@ def play(
         for one in script:
             world.wandb.push(one)
 
-    shape = shape or Shape(start_seconds=(5.0, 5.0))
-    name = f"play({script!r}, crash={crash!r}, lag_seconds={lag_seconds!r}, change={change})"
-    return _run(name, seed, Faults(Random(seed)), shape, _blocks(2, False, change), 2, prepare, len(script))
+    test = replay(
+        play, tuple(script), crash=crash, lag_seconds=lag_seconds, shape=shape, change=change, seed=seed
+    )
+    shape = shape or Shape()
+    return _run(test, seed, Faults(Random(seed)), shape, _blocks(2, False, change), 2, prepare, len(script))
 
 
 def sit_out(systems: Sequence[str], loss: Loss, hours: float) -> Result:
@@ -157,12 +163,12 @@ def sit_out(systems: Sequence[str], loss: Loss, hours: float) -> Result:
         for one in script:
             world.wandb.push(one)
 
-    name = f"sit_out({systems!r}, {loss}, {hours!r})"
-    return _run(name, 0, faults, Shape(), _blocks(4, False, None), 4, prepare, len(script))
+    test = replay(sit_out, tuple(systems), loss, hours)
+    return _run(test, 0, faults, Shape(), _blocks(4, False, None), 4, prepare, len(script))
 
 
 def _run(
-    name: str,
+    test: str,
     seed: int,
     faults: Faults,
     shape: Shape,
@@ -184,9 +190,9 @@ def _run(
             prepare(world)
             deployment = Deployment(world, blocks, shape)
             _complete(loop, _play_out(world, deployment, items, linger_seconds))
-    except Violation as error:
-        last = "\n".join(world.last_effects)
-        raise Violation(f"{error}\n\n{name}\n\nthe last effects:\n{last}") from error
+    except Exception as error:
+        violation = error if isinstance(error, Violation) else unforeseen(repr(error))
+        raise violation.told_by(test, "\n".join(world.last_effects)) from error
     finally:
         global_random.setstate(state)
     return Result(
@@ -212,7 +218,7 @@ async def _play_out(world: World, deployment: Deployment, items: int, linger_sec
             return False
         unsettled = world.auditor.unsettled_items()
         if now > deadline:
-            raise Violation(f"invariant 10: at {now:.0f} s not everything has ended: {unsettled}")
+            raise Violation(f"at {now:.0f} s not everything has ended: {unsettled}", 10)
         if unsettled:
             return False
         settled_at = settled_at or world.loop.time()

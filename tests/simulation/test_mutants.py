@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.auditor import Violation
 from tests.simulation.mutants import LATE_SECONDS, MUTANTS, Deaths, Detector, Mutant, Play, Seed
 from tests.simulation.scripts import SCRIPTS
+from tests.simulation.violation import Violation
 
 MOST_SEEDS = 150
 CONTROL_SEEDS = 8

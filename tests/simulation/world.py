@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 from prefect.states import Cancelling
 
-from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.auditor import Auditor
 from tests.simulation.faults import Faults, Loss
 from tests.simulation.prefect_model import PrefectModel
 from tests.simulation.process import Process
 from tests.simulation.scripts import Script
 from tests.simulation.vertex_model import VertexModel
+from tests.simulation.violation import Violation, unforeseen
 from tests.simulation.virtual_time import VirtualClock, VirtualLoop
 from tests.simulation.wandb_model import RUN_PROJECT, WandbModel
 
@@ -133,7 +134,7 @@ class World:
 
     def surprise(self, what: str) -> None:
         """End the simulation with something that the code under test had not reckoned with."""
-        self.fail(Violation(f"something nobody foresaw: {what}"))
+        self.fail(unforeseen(what))
 
     def _look(self) -> None:
         try:
