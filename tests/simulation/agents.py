@@ -205,6 +205,7 @@ class Deployment:
         place = next(place for place in range(self._shape.agents) if place not in taken)
         name = f"agent{self._started}"
         process = Process(name, world.prefect.start_agent_run(), place, world.loop)
+        world.processes[process.flow_run_id] = process
         block = self._blocks[min(self._started, len(self._blocks) - 1)]
         self._started += 1
         token = current.set(process)
@@ -212,6 +213,8 @@ class Deployment:
         current.reset(token)
         self._running[process] = task
         task.add_done_callback(lambda task: self._has_ended(process, task))
+        if (minutes := self._shape.max_runtime_minutes) is not None:
+            world.loop.call_later(minutes * 60, process.begin_to_end)
         if self._shape.dies_every_seconds is not None:
             delay = world.random.expovariate(1 / self._shape.dies_every_seconds)
             if world.loop.time() + delay < world.faults.until:
@@ -228,6 +231,7 @@ class Deployment:
             return
         if self._world.random.random() < self._shape.terminated_share:
             self._world.note(process.name, "is told to end (SIGTERM)")
+            process.begin_to_end()
             self._running[process].cancel()
             self._world.loop.call_later(TERMINATION_SECONDS, self._kill_if_running, process)
         else:
@@ -248,6 +252,7 @@ class Deployment:
 
     def _has_ended(self, process: Process, task: asyncio.Task[None]) -> None:
         self._running.pop(process, None)
+        process.begin_to_end()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._world.surprise(f"{process.name}: {error!r}")
         if task.cancelled() and not process.is_dead:

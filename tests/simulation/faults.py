@@ -7,6 +7,8 @@ from enum import Enum
 from random import Random
 
 SYSTEMS = ("wandb", "vertex", "prefect")
+# What a call takes at most when nothing is wrong.
+USUAL_SECONDS = 0.05
 # What a client waits for an answer.
 TIMEOUT_SECONDS = 30.0
 # In so many simulations somebody is refused.
@@ -36,6 +38,11 @@ class Way:
     there_seconds: float
     back_seconds: float = 0.0
     loss: Loss = Loss.NOTHING
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether it is lost, refused, or slower than usual."""
+        return self.loss is not Loss.NOTHING or self.there_seconds > USUAL_SECONDS or self.back_seconds > 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Faults:
 
     def way(self, system: str, now: float, place: int) -> Way:
         """Return how a call goes that the agent at a place makes now."""
-        there = self.random.uniform(0.01, 0.05)
+        there = self.random.uniform(0.01, USUAL_SECONDS)
         if now >= self.until:
             return Way(there)
         for outage in self.outages:

@@ -14,8 +14,8 @@ from prefect.exceptions import ObjectNotFound
 from flows.flow_run_page import FlowRunPage
 from tests.simulation.faults import Loss
 from tests.simulation.prefect_model import AGENT, Answer, refusal
-from tests.simulation.process import Process
-from tests.simulation.vertex_model import PROJECT, run_id_of
+from tests.simulation.process import Look, Process
+from tests.simulation.vertex_model import PROJECT, Create, keys_of, run_id_of
 from tests.simulation.wandb_model import ENTITY, QUEUE, Pop
 from tests.simulation.world import World
 from vertex_launch.errors import (
@@ -56,22 +56,22 @@ class WandbPort:
         return await self._read("find_queue", self._model.find_queue)
 
     async def register(self, agent_config: Mapping[str, Any], queue_ids: Sequence[str] = ()) -> AgentRecord:
-        return await self._read("register", self._model.register)
+        return await self._write("register", self._model.register)
 
     async def read_agent(self, agent_id: str) -> AgentRecord:
         return await self._read("read_agent", lambda: self._model.read_agent(agent_id))
 
     async def heartbeat(self, agent_id: str, status: AgentStatus) -> None:
-        await self._read("heartbeat", lambda: self._model.heartbeat(agent_id, status), status.value)
+        await self._write("heartbeat", lambda: self._model.heartbeat(agent_id, status), status.value)
 
     async def open_agent_run(self, agent_name: str) -> None:
-        await self._read("open_agent_run", lambda: None)
+        await self._write("open_agent_run", lambda: None)
 
     async def upload_agent_file(self, agent_name: str, path: str, text: str) -> None:
-        await self._read("upload_agent_file", lambda: None, path)
+        await self._write("upload_agent_file", lambda: None, path)
 
     async def close_agent_run(self, agent_name: str) -> None:
-        await self._read("close_agent_run", lambda: None)
+        await self._write("close_agent_run", lambda: None)
 
     async def pop(self, agent_id: str | None) -> PoppedItem | None:
         popped = await self._write("pop", self._model.pop)
@@ -81,13 +81,25 @@ class WandbPort:
         return popped
 
     async def acknowledge(self, item_id: str, run_id: str) -> None:
-        await self._write("acknowledge", lambda: self._model.acknowledge(item_id, run_id), item_id)
+        may_write = self._world.auditor.writes(self._process, item_id, 1)
+
+        def acknowledge() -> None:
+            may_write()
+            self._model.acknowledge(item_id, run_id)
+
+        await self._write("acknowledge", acknowledge, item_id)
 
     async def fail(self, item_id: str, message: str, stage: str, file_paths: Sequence[str] = ()) -> None:
-        await self._write("fail", lambda: self._model.fail(item_id, message), item_id)
+        may_write = self._world.auditor.writes(self._process, item_id, 6)
+
+        def fail() -> None:
+            may_write()
+            self._model.fail(item_id, message)
+
+        await self._write("fail", fail, item_id)
 
     async def warn(self, item_id: str, message: str, stage: str, file_paths: Sequence[str] = ()) -> None:
-        await self._read("warn", lambda: self._model.warn(item_id, message), item_id)
+        await self._write("warn", lambda: self._model.warn(item_id, message), item_id)
 
     async def read_item(self, item_id: str) -> ItemRecord:
         return await self._read("read_item", lambda: self._model.read_item(item_id), item_id)
@@ -141,10 +153,14 @@ class VertexPort:
     async def create(
         self, job: Any, *, timeout_seconds: float | None = None, turn: float | None = None
     ) -> JobRecord:
+        item = self._world.wandb.item_of_run[run_id_of(job)]
+        may_write = self._world.auditor.writes(self._process, item.item_id, 2)
+        call = Create(self._process, self._world.loop.time())
+
         def create() -> JobRecord:
+            may_write()
             self._model.count(is_submission=True)
-            made = self._model.create(self.parent, job)
-            item = self._world.wandb.item_of_run[made.run_id]
+            made = self._model.create(self.parent, job, call)
             script = item.script
             if script.stop_after_seconds is not None and made.attempt == 1:
                 delay = script.pending_seconds + script.stop_after_seconds
@@ -153,18 +169,30 @@ class VertexPort:
 
         def lost(loss: Loss) -> Exception:
             if loss is Loss.RIGHT:
-                self._world.auditor.denied(self._world.wandb.item_of_run[run_id_of(job)].item_id)
+                self._world.auditor.denied(item.item_id)
             return _lost_create(loss)
 
-        return await self._world.effect(
-            self._process, "vertex", "create", create, lost, subject=_item_label(job), is_write=True
-        )
+        try:
+            return await self._world.effect(
+                self._process, "vertex", "create", create, lost, subject=_item_label(job), is_write=True
+            )
+        finally:
+            call.answered = self._world.loop.time()
 
     async def get(self, name: str, *, attempts: int = 4) -> JobRecord:
         return await self._read("get", lambda: self._model.get(name), name.rsplit("/", 1)[-1])
 
     async def list(self, filter: str) -> tuple[JobRecord, ...]:  # noqa: A002 - the API's own word
-        return await self._read("list", lambda: self._model.list(self.parent, filter))
+        def listed() -> tuple[JobRecord, ...]:
+            nonlocal made
+            made = self._world.loop.time()
+            return self._model.list(self.parent, filter)
+
+        made = 0.0
+        records = await self._read("list", listed)
+        for key in keys_of(filter):
+            self._process.looks[key, self.parent] = Look(made, self._world.loop.time())
+        return records
 
     async def cancel(self, name: str) -> None:
         def cancel() -> None:
@@ -204,7 +232,7 @@ class PrefectPort:
             answer = self._model.create_flow_run(json)
             if answer.status_code == 201:
                 item_id = next(tag[5:] for tag in json["tags"] if tag.startswith("item:"))
-                self._world.auditor.started(self._process.name, item_id)
+                self._world.auditor.started(self._process, item_id)
                 after = self._world.wandb.items[item_id].script.cancel_after_seconds
                 if after is not None:
                     self._world.loop.call_later(after, self._world.cancel_launch, item_id)
@@ -232,12 +260,18 @@ class PrefectPort:
 
     async def update_flow_run(self, flow_run_id: UUID, *, tags: list[str]) -> None:
         await self._do(
-            "update_flow_run", lambda: self._model.update_flow_run(flow_run_id, tags), flow_run_id.int
+            "update_flow_run",
+            lambda: self._model.update_flow_run(flow_run_id, tags),
+            flow_run_id.int,
+            is_write=True,
         )
 
     async def update_flow_run_labels(self, flow_run_id: UUID, labels: dict[str, Any]) -> None:
         await self._do(
-            "update_labels", lambda: self._model.update_labels(flow_run_id, labels), flow_run_id.int
+            "update_labels",
+            lambda: self._model.update_labels(flow_run_id, labels),
+            flow_run_id.int,
+            is_write=True,
         )
 
     async def read_flow_run_states(self, flow_run_id: UUID) -> list[State[Any]]:
@@ -256,7 +290,7 @@ class PrefectPort:
         )
 
     async def upsert_global_concurrency_limit_by_name(self, name: str, limit: int) -> None:
-        await self._do("upsert_limit", lambda: self._model.upsert_limit(name, limit))
+        await self._do("upsert_limit", lambda: self._model.upsert_limit(name, limit), is_write=True)
 
     async def read_global_concurrency_limit_by_name(self, name: str) -> Any:
         def read() -> Any:
@@ -271,17 +305,21 @@ class PrefectPort:
         self, *, names: list[str], slots: int, mode: str, lease_duration: float, holder: Any = None
     ) -> Answer:
         return await self._do(
-            "take_slot", lambda: self._model.take(names, lease_duration, holder and holder.id)
+            "take_slot",
+            lambda: self._model.take(names, lease_duration, holder and holder.id),
+            is_write=True,
         )
 
     async def renew_concurrency_lease(self, lease_id: UUID, *, lease_duration: float) -> None:
-        await self._do("renew_slot", lambda: self._model.renew(lease_id, lease_duration), lease_id.int)
+        await self._do(
+            "renew_slot", lambda: self._model.renew(lease_id, lease_duration), lease_id.int, is_write=True
+        )
 
     async def release_concurrency_slots_with_lease(self, *, lease_id: UUID) -> None:
-        await self._do("release_slot", lambda: self._model.release(lease_id), lease_id.int)
+        await self._do("release_slot", lambda: self._model.release(lease_id), lease_id.int, is_write=True)
 
     async def release_concurrency_slots(self, names: list[str], slots: int, occupancy_seconds: float) -> None:
-        await self._do("release_counted", lambda: self._model.release_counted(names, slots))
+        await self._do("release_counted", lambda: self._model.release_counted(names, slots), is_write=True)
 
     async def _do(
         self, name: str, apply: Callable[[], T], subject: object = "", *, is_write: bool = False
@@ -322,7 +360,9 @@ class PagePort:
         return await self._world.effect(self._process, "prefect", "cancelling", cancelling, _lost_at_prefect)
 
     async def _leave(self, name: str) -> None:
-        await self._world.effect(self._process, "prefect", name, lambda: None, _lost_at_prefect)
+        await self._world.effect(
+            self._process, "prefect", name, lambda: None, _lost_at_prefect, is_write=True
+        )
 
 
 def _item_label(job: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import Any
 from uuid import UUID
 
@@ -51,12 +52,21 @@ class Limit:
     name: str
     limit: int
     active_slots: int = 0
+    # When the last slot became free again.
+    full_until: float = -inf
+
+    def free(self, slots: int, now: float) -> None:
+        """Count so many slots less."""
+        if self.active_slots >= self.limit:
+            self.full_until = now
+        self.active_slots = max(0, self.active_slots - slots)
 
 
 @dataclass(eq=False)
 class Lease:
     """A slot under some limits, until it ends."""
 
+    text: str
     names: tuple[str, ...]
     expires: float
     holder: UUID | None
@@ -72,6 +82,11 @@ class PrefectModel:
         self.flow_runs: dict[UUID, FlowRun] = {}
         self.states: dict[UUID, list[State[Any]]] = {}
         self.launches: dict[str, UUID] = {}
+        self.items: dict[UUID, str] = {}
+        # The launches that have changed since somebody last looked, and whether leases have come or gone.
+        self.touched: dict[UUID, None] = {}
+        self.are_leases_touched = False
+        self.has_restarted = False
         self.by_key: dict[str, UUID] = {}
         self.limits: dict[str, Limit] = {}
         self.leases: dict[UUID, Lease] = {}
@@ -100,6 +115,8 @@ class PrefectModel:
         )
         item_id = next(tag.removeprefix("item:") for tag in body["tags"] if tag.startswith("item:"))
         self.launches[item_id] = flow_run_id
+        self.items[flow_run_id] = item_id
+        self.touched[flow_run_id] = None
         return Answer(201, self.flow_runs[flow_run_id])
 
     def start_agent_run(self) -> UUID:
@@ -164,7 +181,9 @@ class PrefectModel:
         for limit in limits:
             limit.active_slots += 1
         lease_id = self.new_id()
-        self.leases[lease_id] = Lease(tuple(limit.name for limit in limits), self._now() + seconds, holder)
+        names = tuple(limit.name for limit in limits)
+        self.leases[lease_id] = Lease(str(lease_id), names, self._now() + seconds, holder)
+        self.are_leases_touched = True
         return Answer(
             200,
             {
@@ -188,7 +207,7 @@ class PrefectModel:
 
     def release_counted(self, names: list[str], slots: int) -> None:
         for name in names:
-            self.limits[name].active_slots = max(0, self.limits[name].active_slots - slots)
+            self.limits[name].free(slots, self._now())
 
     def sweep(self) -> None:
         """End the leases that were over when the server last looked."""
@@ -204,15 +223,18 @@ class PrefectModel:
     def restart(self) -> None:
         """Forget the leases, which were kept in memory, and keep the counters, which were not."""
         self.leases.clear()
+        self.are_leases_touched = self.has_restarted = True
 
     def _decrement(self, lease: Lease) -> None:
+        self.are_leases_touched = True
         for name in lease.names:
-            limit = self.limits[name]
-            limit.active_slots = max(0, limit.active_slots - 1)
+            self.limits[name].free(1, self._now())
 
     def _change(self, flow_run_id: UUID, **changes: Any) -> None:
         # A copy: whoever has read the run before keeps what was read.
         self.flow_runs[flow_run_id] = self.flow_runs[flow_run_id].model_copy(update=changes)
+        if flow_run_id in self.items:
+            self.touched[flow_run_id] = None
 
     def _stamped(self, state: State[Any]) -> State[Any]:
         return State.model_construct(

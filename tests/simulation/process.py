@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
+from dataclasses import dataclass
+from math import inf
 from typing import Any
 from uuid import UUID
 from weakref import ref
@@ -15,6 +17,14 @@ current: ContextVar[Process | None] = ContextVar("current_process", default=None
 
 # A loop's timers come this much early at most; what is left then is no time to wait for.
 CLOCK_SECONDS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A list that was answered: from when the answer is, and when it arrived."""
+
+    made: float
+    answered: float
 
 
 class Process:
@@ -29,6 +39,12 @@ class Process:
         self.place = place
         self.clock = ProcessClock(loop, self)
         self.is_dead = False
+        # Whether it is about to end, or has, and when something last went wrong with one of its calls.
+        self.is_ending = False
+        self.disturbed = -inf
+        self.started = loop.time()
+        # When it last asked for the jobs of an item in a region, by the item's label and the region.
+        self.looks: dict[tuple[str, str], Look] = {}
         self._loop = loop
         self._frozen_until = 0.0
         self._most_tasks = 100
@@ -44,9 +60,14 @@ class Process:
             if task is not None and task is not own:
                 task.cancel()
 
+    def begin_to_end(self) -> None:
+        """Take on nothing more from here on."""
+        self.is_ending = True
+
     def freeze(self, until: float) -> None:
         """Stand still until then."""
         self._frozen_until = max(until, self._frozen_until)
+        self.disturbed = max(until, self.disturbed)
 
     @property
     def is_frozen(self) -> bool:

@@ -54,6 +54,8 @@ class Result:
     virtual_seconds: float
     most_calls: int
     most_submissions: int
+    # The effects that never took place, because the process itself gave them up on the way.
+    abandoned: frozenset[int] = frozenset()
 
 
 class Change(Enum):
@@ -204,6 +206,7 @@ def _run(
         virtual_seconds=loop.time(),
         most_calls=world.vertex.most_calls,
         most_submissions=world.vertex.most_submissions,
+        abandoned=frozenset(world.abandoned),
     )
 
 

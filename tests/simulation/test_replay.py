@@ -28,7 +28,7 @@ FAILURES: list[Callable[[], Any]] = [
 def test_a_violation_happens_again_in_the_test_that_it_prints(
     failure: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Auditor, "_look_at_jobs", mistake_any_job)
+    monkeypatch.setattr(Auditor, "look", mistake_any_job)
     with pytest.raises(Violation) as first:
         failure()
 

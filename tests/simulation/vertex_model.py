@@ -7,18 +7,37 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import IntEnum
 from functools import lru_cache
+from math import inf
 from typing import Any
 
+from tests.simulation.process import Process
 from tests.simulation.scripts import End, Script
 from tests.simulation.virtual_time import EPOCH
+from vertex_launch import vertex_types
 from vertex_launch.errors import NotFound, OverQuota, Problem
 from vertex_launch.lifecycle import JobRecord
-from vertex_launch.vertex_types import JobState
 
 PROJECT = "sim"
 LOCATION = "us-central1"
 UNKNOWN_STATE = 77
+
+
+class JobState(IntEnum):
+    """The states of a job, by the numbers that Vertex AI's API gives them."""
+
+    JOB_STATE_QUEUED = 1
+    JOB_STATE_PENDING = 2
+    JOB_STATE_RUNNING = 3
+    JOB_STATE_SUCCEEDED = 4
+    JOB_STATE_FAILED = 5
+    JOB_STATE_CANCELLING = 6
+    JOB_STATE_CANCELLED = 7
+    JOB_STATE_PAUSED = 8
+    JOB_STATE_EXPIRED = 9
+
+
 _S = JobState
 _ENDED = frozenset(
     {_S.JOB_STATE_SUCCEEDED, _S.JOB_STATE_FAILED, _S.JOB_STATE_CANCELLED, _S.JOB_STATE_EXPIRED}
@@ -36,6 +55,15 @@ _ENDS: dict[End, tuple[JobState, str]] = {
 
 
 @dataclass(eq=False)
+class Create:
+    """A call that creates a job: who made it, when, and when it had an answer or was given up."""
+
+    process: Process
+    sent: float
+    answered: float = inf
+
+
+@dataclass(eq=False)
 class Job:
     """A custom job; times are virtual seconds."""
 
@@ -46,15 +74,24 @@ class Job:
     created: float
     listed_from: float
     cancel_seconds: float
+    create: Create
     started: float = 0.0
     # From its start until then it is in a state that no client knows.
     odd_until: float = 0.0
     ends: float | None = None
     end: End = End.SUCCESS
     cancelled: float | None = None
-    # Whether whoever created it has had the answer.
-    is_known: bool = False
     stopped: float | None = None
+
+    @property
+    def parent(self) -> str:
+        """The project and region that it is in."""
+        return self.name.rsplit("/", 2)[0]
+
+    @property
+    def key(self) -> str:
+        """The label by which it is found again."""
+        return self.labels["launch-item"]
 
     @property
     def attempt(self) -> int:
@@ -94,7 +131,7 @@ class Job:
             message = _ENDS[self.end if self.end is not End.NEVER else End.FAILURE][1]
         return JobRecord(
             name=self.name,
-            state=state,
+            state=vertex_types.JobState(state) if isinstance(state, JobState) else state,
             display_name="run",
             labels=self.labels,
             create_time=EPOCH + timedelta(seconds=self.created),
@@ -124,6 +161,9 @@ class VertexModel:
         self._script_of_run = script_of_run
         self.jobs: dict[str, Job] = {}
         self.jobs_of_run: dict[str, list[Job]] = {}
+        # Those that were created or cancelled since somebody last looked.
+        self.touched: dict[Job, None] = {}
+        self._live: list[Job] = []
         self.refused: dict[str, int] = {}
         self.lag_seconds: Callable[[], float] = lambda: 0.0
         self.cancel_seconds: Callable[[], float] = lambda: 10.0
@@ -140,7 +180,7 @@ class VertexModel:
         if is_submission:
             self.most_submissions = max(self.most_submissions, _count_in(self.submissions, now))
 
-    def create(self, parent: str, job: Any) -> Job:
+    def create(self, parent: str, job: Any, call: Create) -> Job:
         run_id = run_id_of(job)
         labels = dict(job.labels)
         script = self._script_of_run(run_id)
@@ -156,6 +196,7 @@ class VertexModel:
             created=now,
             listed_from=now + self.lag_seconds(),
             cancel_seconds=self.cancel_seconds(),
+            create=call,
             started=now + script.pending_seconds,
         )
         made.odd_until = made.started + self.odd_seconds()
@@ -165,6 +206,8 @@ class VertexModel:
             made.ends = now + script.pending_seconds + (0.0 if is_quick else script.run_seconds)
         self.jobs[made.name] = made
         self.jobs_of_run.setdefault(run_id, []).append(made)
+        self.touched[made] = None
+        self._live.append(made)
         return made
 
     def get(self, name: str) -> JobRecord:
@@ -191,6 +234,7 @@ class VertexModel:
         if job.has_ended(self._now()) or job.cancelled is not None:
             return None
         job.cancelled = self._now()
+        self.touched[job] = None
         return job
 
     def program_state(self, run_id: str) -> str | None:
@@ -206,7 +250,9 @@ class VertexModel:
 
     def live(self) -> list[Job]:
         now = self._now()
-        return [job for job in self.jobs.values() if not job.has_ended(now)]
+        # One that has ended stays so.
+        self._live = [job for job in self._live if not job.has_ended(now)]
+        return self._live
 
     def _job(self, name: str) -> Job:
         try:
@@ -233,6 +279,11 @@ def _parsed(selection: str) -> tuple[dict[str, set[str]], frozenset[str]]:
     for key, value in re.findall(r'labels\.([a-z-]+)="([^"]*)"', selection):
         labels.setdefault(key, set()).add(value)
     return labels, frozenset(re.findall(r'state="([A-Z_]+)"', selection))
+
+
+def keys_of(selection: str) -> set[str]:
+    """Return the items that a list is about, by their label."""
+    return _parsed(selection)[0].get("launch-item", set())
 
 
 def _count_in(window: deque[float], now: float) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from tests.simulation.scripts import Script
+from vertex_launch import lifecycle
 from vertex_launch.errors import Conflict, NotFound, Problem
-from vertex_launch.lifecycle import ItemState
 from vertex_launch.wandb_queue import (
     AgentRecord,
     AgentStatus,
@@ -23,12 +24,22 @@ LEASE_SECONDS = 60.0
 ENTITY, QUEUE, RUN_PROJECT = "team", "vertex", "runs"
 
 
+class ItemState(StrEnum):
+    """The states of a run queue item, in W&B's own words."""
+
+    PENDING = "PENDING"
+    LEASED = "LEASED"
+    CLAIMED = "CLAIMED"
+    FAILED = "FAILED"
+
+
 @dataclass(eq=False)
 class Item:
     """A run queue item, its script, and what became of it."""
 
     item_id: str
     script: Script
+    pushed: float
     state: ItemState = ItemState.PENDING
     leased_until: float = 0.0
     run_id: str | None = None
@@ -57,9 +68,11 @@ class WandbModel:
         self.agents: dict[str, AgentStatus] = {}
         self.stops_polling = False
         self.delivered: list[Pop] = []
+        # The items that have changed since somebody last looked.
+        self.touched: dict[str, None] = {}
 
     def push(self, script: Script) -> Item:
-        item = Item(str(1000 + len(self.items)), script)
+        item = Item(str(1000 + len(self.items)), script, self._now())
         self.items[item.item_id] = item
         return item
 
@@ -73,6 +86,7 @@ class WandbModel:
             if self.state_of(item) is ItemState.PENDING:
                 item.state = ItemState.LEASED
                 item.leased_until = self._now() + LEASE_SECONDS
+                self.touched[item.item_id] = None
                 return PoppedItem(item.item_id, self._spec_of(item.script), None, 500)
         return None
 
@@ -85,18 +99,20 @@ class WandbModel:
             raise Conflict(Problem(f"item {item_id}", f"it is {state.value}, of run {item.run_id}"))
         item.state, item.run_id = ItemState.CLAIMED, run_id
         self.item_of_run[run_id] = item
+        self.touched[item_id] = None
 
     def fail(self, item_id: str, message: str) -> None:
         item = self.items[item_id]
         item.state = ItemState.FAILED
         item.messages.append(message)
+        self.touched[item_id] = None
 
     def warn(self, item_id: str, message: str) -> None:
         self.items[item_id].warnings.append(message)
 
     def read_item(self, item_id: str) -> ItemRecord:
         item = self.items[item_id]
-        return ItemRecord(item_id, self.state_of(item), item.run_id)
+        return ItemRecord(item_id, lifecycle.ItemState(self.state_of(item)), item.run_id)
 
     def read_runs(self, runs: list[RunPath]) -> dict[RunPath, RunRecord]:
         found: dict[RunPath, RunRecord] = {}

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+from uuid import UUID
 
 from prefect.states import Cancelling
 
 from tests.simulation.auditor import Auditor
-from tests.simulation.faults import Faults, Loss
+from tests.simulation.faults import TIMEOUT_SECONDS, Faults, Loss
 from tests.simulation.prefect_model import PrefectModel
 from tests.simulation.process import Process
 from tests.simulation.scripts import Script
@@ -47,6 +48,19 @@ class Crash:
     moment: Moment
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the other side answers to a call: a value, or an error."""
+
+    value: object = None
+    error: Exception | None = None
+
+    def told(self, loss: Loss) -> str:
+        """Return it in words."""
+        done = "done" if self.error is None else f"{type(self.error).__name__}: {self.error}"
+        return done if loss is Loss.NOTHING else f"{done}, unanswered"
+
+
 class World:
     """The systems, the faults on the way to them, and who watches."""
 
@@ -59,9 +73,14 @@ class World:
         self.vertex = VertexModel(loop.time, lambda run_id: self.wandb.item_of_run[run_id].script)
         self.wandb.program_state = self.vertex.program_state
         self.prefect = PrefectModel(loop.time)
-        self.auditor = Auditor(self.wandb, self.vertex, self.prefect, loop.time, faults.until, max_jobs)
+        self.processes: dict[UUID, Process] = {}
+        self.auditor = Auditor(
+            self.wandb, self.vertex, self.prefect, self.processes, loop.time, faults.until, max_jobs
+        )
         self.crash: Crash | None = None
         self.effects = 0
+        # The numbers of those that their own process gave up on the way there.
+        self.abandoned: set[int] = set()
         # Put into words only when somebody wants to read them.
         self._last_effects: deque[tuple[object, ...]] = deque(maxlen=LAST_EFFECTS)
         self.on_death: Callable[[Process], None] = lambda _: None
@@ -83,18 +102,17 @@ class World:
             await process.thaw()
         number = self._count_effect(process)
         way = self.faults.way(system, self.loop.time(), process.place)
-        await asyncio.sleep(way.there_seconds)
-        if process.is_dead:
-            raise asyncio.CancelledError
+        if way.is_disturbed:
+            process.disturbed = max(process.disturbed, self.loop.time() + TIMEOUT_SECONDS)
+        await self._arrive(process, number, way.there_seconds)
         if self.crash is not None:
             self._die_at(number, Moment.BEFORE, process, f"{system}.{name}({subject})")
         if not way.loss.is_carried_out:
             self._note(process, number, system, name, subject, f"{way.loss.value} lost")
             await process.thaw()
             raise lost(way.loss)
-        result = self._applied(apply, (process, number, system, name, subject))
-        outcome = "done" if way.loss is Loss.NOTHING else "done, unanswered"
-        self._note(process, number, system, name, subject, outcome)
+        answer = self._applied(apply)
+        self._note(process, number, system, name, subject, answer.told(way.loss))
         if is_write:
             self._look()
         if self.crash is not None:
@@ -107,7 +125,18 @@ class World:
             raise lost(way.loss)
         if self.crash is not None and self.crash == Crash(number, Moment.AFTER):
             self.loop.call_soon(self.kill, process)
-        return result
+        if answer.error is not None:
+            raise answer.error
+        return cast("T", answer.value)
+
+    async def _arrive(self, process: Process, number: int, seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.abandoned.add(number)
+            raise
+        if process.is_dead:
+            raise asyncio.CancelledError
 
     def _count_effect(self, process: Process) -> int:
         if process.is_dead:
@@ -117,15 +146,14 @@ class World:
             self.fail(Violation(f"more than {MOST_EFFECTS} effects: a storm"))
         return self.effects
 
-    def _applied(self, apply: Callable[[], T], what: tuple[Process, int, str, str, object]) -> T:
+    def _applied(self, apply: Callable[[], object]) -> _Answer:
         try:
-            return apply()
+            return _Answer(apply())
         except Violation as error:
             self.fail(error)
             raise asyncio.CancelledError from error
         except Exception as error:
-            self._note(*what, f"{type(error).__name__}: {error}")
-            raise
+            return _Answer(error=error)
 
     def fail(self, error: BaseException) -> None:
         """End the simulation with an error; the first one counts."""

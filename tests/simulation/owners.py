@@ -1,0 +1,68 @@
+"""Who owns a launch: the agent whose flow run its tag names, and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from tests.simulation.prefect_model import PrefectModel
+from tests.simulation.process import Process
+from tests.simulation.violation import require
+
+OWNER_TAG = "agent:"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """An agent's flow run, and since when a launch has been its own."""
+
+    agent: UUID
+    since: float
+
+
+class Owners:
+    """Who owns each launch, as their tags have it."""
+
+    def __init__(
+        self, prefect: PrefectModel, processes: Mapping[UUID, Process], now: Callable[[], float]
+    ) -> None:
+        self._prefect = prefect
+        self._processes = processes
+        self._now = now
+        self._owners: dict[UUID, Owner] = {}
+
+    def look_at(self, flow_run_id: UUID) -> None:
+        """Note who owns a launch that has changed."""
+        tags = self._prefect.flow_runs[flow_run_id].tags
+        agent = UUID(next(tag for tag in tags if tag.startswith(OWNER_TAG)).removeprefix(OWNER_TAG))
+        known = self._owners.get(flow_run_id)
+        if known is None or known.agent != agent:
+            self._owners[flow_run_id] = Owner(agent, self._now())
+
+    def writes(self, process: Process, item_id: str, invariant: int) -> Callable[[], None]:
+        """A process begins a call that writes for an item; return what to assert once it is carried out.
+
+        What was on its way already when another agent took the launch over may still arrive.
+        """
+        began = self._now()
+
+        def may_write() -> None:
+            if (flow_run_id := self._prefect.launches.get(item_id)) is not None:
+                owner = self._owners[flow_run_id]
+                require(
+                    owner.agent == process.flow_run_id or owner.since >= began,
+                    invariant,
+                    f"{process.name} wrote for item {item_id}, another agent's since {owner.since:.1f} s",
+                )
+
+        return may_write
+
+    def since(self, item_id: str) -> float:
+        """Since when a launch has been its owner's."""
+        return self._owners[self._prefect.launches[item_id]].since
+
+    def at_work(self, item_id: str) -> Process | None:
+        """Return the process that owns a launch; None if it is gone or about to leave."""
+        process = self._processes[self._owners[self._prefect.launches[item_id]].agent]
+        return None if process.is_dead or process.is_ending else process
