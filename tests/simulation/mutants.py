@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,9 +18,8 @@ from flows.queue_item import QueueItem, run_of
 from flows.queue_server import QueueServer
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots
-from tests.simulation.exhaustive import die_everywhere
-from tests.simulation.scripts import SCRIPTS, Script
-from tests.simulation.simulate import Change, play, simulate
+from tests.simulation.mutant import LATE_SECONDS, Deaths, Play, Seed, noticed_by
+from tests.simulation.simulate import Change
 from vertex_launch import job_watcher, lifecycle, render
 from vertex_launch.diagnosis import Category
 from vertex_launch.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
@@ -31,70 +30,6 @@ from vertex_launch.second_chances import Attempt, Policy, by_attempt
 from vertex_launch.vertex_types import JobState
 from vertex_launch.wandb_queue import PoppedItem
 
-# Its job runs for longer than a duplicate of it may live.
-SCRIPTS_TO_DIE_IN = {**SCRIPTS, "long": (Script(run_seconds=900.0),)}
-# A job that is listed so late is created a second time if whoever created it dies.
-LATE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Play:
-    """A script, undisturbed."""
-
-    script: str
-
-    def __call__(self) -> None:
-        play(SCRIPTS[self.script])
-
-
-@dataclass(frozen=True)
-class Seed:
-    """A simulation with whatever a seed draws."""
-
-    number: int
-
-    def __call__(self) -> None:
-        simulate(self.number)
-
-
-@dataclass(frozen=True)
-class Deaths:
-    """A script with a death at each of its effects."""
-
-    script: str
-    lag_seconds: float = 0.0
-    change: Change | None = None
-
-    def __call__(self) -> None:
-        script = SCRIPTS_TO_DIE_IN[self.script]
-        die_everywhere(script, lag_seconds=self.lag_seconds, change=self.change)
-
-
-Detector = Play | Seed | Deaths
-Break = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """What is broken, how, and what has noticed it before: a hint that saves the search."""
-
-    what: str
-    apply: Break
-    noticed_by: Detector
-
-
-MUTANTS: dict[str, Mutant] = {}
-
-
-def noticed_by(detector: Detector) -> Callable[[Break], Break]:
-    """Put a function that breaks something into the table, by its name."""
-
-    def add(apply: Break) -> Break:
-        MUTANTS[apply.__name__] = Mutant(apply.__doc__ or "", apply, detector)
-        return apply
-
-    return add
-
 
 async def _do_nothing(*_: Any, **__: Any) -> None:
     pass
@@ -104,7 +39,23 @@ async def _find_nobody(*_: Any) -> set[Any]:
     return set()
 
 
-@noticed_by(Play("happy"))
+@noticed_by(Play("poison, and a good one behind it"), 9)
+def poison_delays_others(patch: pytest.MonkeyPatch) -> None:
+    """After an item that cannot be launched nothing is taken for an hour."""
+    begin = QueueServer._begin
+
+    async def begin_and_pause(self: QueueServer, popped: PoppedItem, slot: Slot) -> bool:
+        is_begun = await begin(self, popped, slot)
+        if popped.item_id in self._carried:
+            await asyncio.wait({self._carried[popped.item_id]}, timeout=5.0)
+            if popped.item_id not in self._carried:
+                await self._clock.sleep(3600.0)
+        return is_begun
+
+    patch.setattr(QueueServer, "_begin", begin_and_pause)
+
+
+@noticed_by(Play("happy"), 1)
 def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
     """An item is acknowledged at W&B before it is in any book."""
     begin = QueueServer._begin
@@ -118,7 +69,7 @@ def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "_begin", acknowledge_and_begin)
 
 
-@noticed_by(Seed(24))
+@noticed_by(Seed(24), 13, 2, 1)
 def flow_run_without_a_key(patch: pytest.MonkeyPatch) -> None:
     """An item that comes a second time gets a second flow run."""
     create = launch_runs.FlowRunCreate
@@ -129,13 +80,13 @@ def flow_run_without_a_key(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(launch_runs, "FlowRunCreate", with_random_key)
 
 
-@noticed_by(Seed(234))
+@noticed_by(Seed(234), 5, 2, 10)
 def settled_launch_begun_again(patch: pytest.MonkeyPatch) -> None:
     """A launch that has an outcome is taken for one that goes on."""
     patch.setattr(launch_runs, "_is_settled", lambda _: False)
 
 
-@noticed_by(Seed(3))
+@noticed_by(Seed(3), 2)
 def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
     """A job is created without a look for one that is there already."""
 
@@ -145,13 +96,13 @@ def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "find", look_away)
 
 
-@noticed_by(Seed(3))
+@noticed_by(Seed(3), 2)
 def label_differs_each_time(patch: pytest.MonkeyPatch) -> None:
     """The label by which a job is found again does not follow from the item."""
     patch.setattr(render, "launch_key", lambda _: uuid4().hex)
 
 
-@noticed_by(Seed(3))
+@noticed_by(Seed(3), 2)
 def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """A create without an answer counts as refused, and nobody looks again."""
     create = attempts._create
@@ -166,7 +117,7 @@ def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "_create", create_once)
 
 
-@noticed_by(Seed(2))
+@noticed_by(Seed(2), 10)
 def outage_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """An outage that outlasts the retries of a step ends the launch."""
     settled = course.Course._settled
@@ -181,14 +132,48 @@ def outage_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(course.Course, "_settled", settled_anyhow)
 
 
-@noticed_by(Deaths("long", LATE_SECONDS))
+@noticed_by(Deaths("long", LATE_SECONDS), 2)
 def duplicate_never_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Two live jobs of one attempt both run on."""
     for module in (lifecycle, job_watcher):
         patch.setattr(module, "surplus", lambda *_: None)
 
 
-@noticed_by(Deaths("long", LATE_SECONDS))
+@noticed_by(Deaths("long", LATE_SECONDS), 2)
+def duplicate_cancelled_late(patch: pytest.MonkeyPatch) -> None:
+    """Of two live jobs of one attempt the one too many is cancelled when it is nine minutes old."""
+    surplus = lifecycle.surplus
+
+    def late(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
+        too_many = surplus(jobs, attempt)
+        if too_many is None or too_many.job.create_time is None or too_many.job.update_time is None:
+            return None
+        age = too_many.job.update_time - too_many.job.create_time
+        return too_many if age.total_seconds() > 540.0 else None
+
+    for module in (lifecycle, job_watcher):
+        patch.setattr(module, "surplus", late)
+
+
+@noticed_by(Seed(0), 2)
+def looked_for_only_at_once(patch: pytest.MonkeyPatch) -> None:
+    """The job of a create without an answer is looked for at once, and not a second time."""
+    patch.setattr(attempts, "LOOK_AGAIN_SECONDS", (0.0,))
+
+
+@noticed_by(Deaths("cancelled at once", LATE_SECONDS), 2)
+def no_last_looks(patch: pytest.MonkeyPatch) -> None:
+    """A launch that is ended before a job is seen does not look for one that comes to light late."""
+    patch.setattr(attempts, "LAST_LOOKS_SECONDS", ())
+
+
+@noticed_by(Seed(0), 2)
+def old_look_taken_for_new(patch: pytest.MonkeyPatch) -> None:
+    """A job is created however long ago others were looked for."""
+    patch.setattr(attempts, "STALE_SECONDS", float("inf"))
+
+
+@noticed_by(Deaths("long", LATE_SECONDS), 2)
 def older_duplicate_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Of two live jobs of one attempt the older one goes."""
 
@@ -202,7 +187,7 @@ def older_duplicate_cancelled(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "surplus", oldest)
 
 
-@noticed_by(Deaths("long", LATE_SECONDS))
+@noticed_by(Deaths("long", LATE_SECONDS), 6)
 def younger_duplicate_speaks(patch: pytest.MonkeyPatch) -> None:
     """Of two jobs of one attempt the end of the younger one is reported."""
 
@@ -212,7 +197,7 @@ def younger_duplicate_speaks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "_ended", youngest)
 
 
-@noticed_by(Deaths("long", LATE_SECONDS))
+@noticed_by(Deaths("long", LATE_SECONDS), 2)
 def first_end_is_the_last_word(patch: pytest.MonkeyPatch) -> None:
     """A job's end is its launch's, without a look for another job of the attempt."""
 
@@ -222,7 +207,7 @@ def first_end_is_the_last_word(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "find_last_word", watched)
 
 
-@noticed_by(Seed(2))
+@noticed_by(Seed(2), 3)
 def limit_ignored(patch: pytest.MonkeyPatch) -> None:
     """A slot is granted whether or not there is one."""
 
@@ -232,7 +217,7 @@ def limit_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slots, "try_take", granted)
 
 
-@noticed_by(Seed(2))
+@noticed_by(Seed(2), 3)
 def slot_freed_at_submission(patch: pytest.MonkeyPatch) -> None:
     """A slot is given back once the job is created."""
     submit = steps.submit
@@ -245,7 +230,7 @@ def slot_freed_at_submission(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(steps, "submit", submit_and_free)
 
 
-@noticed_by(Seed(11))
+@noticed_by(Seed(11), 3, 4)
 def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
     """The slot of a launch that is left to another agent is given back though its job runs on."""
     leave = QueueServer._leave
@@ -258,20 +243,20 @@ def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "_leave", leave_without)
 
 
-@noticed_by(Seed(4))
+@noticed_by(Seed(4), 4)
 def slot_never_freed(patch: pytest.MonkeyPatch) -> None:
     """The slot of a launch that is over is neither given back nor left: it is renewed for ever."""
     patch.setattr(Slots, "release", _do_nothing)
     patch.setattr(Slots, "forget", lambda *_: None)
 
 
-@noticed_by(Seed(7))
+@noticed_by(Seed(7), 4)
 def lease_not_noted(patch: pytest.MonkeyPatch) -> None:
     """A launch does not say which slot is its own, so that whoever adopts it has none."""
     patch.setattr(Slots, "labels_of", lambda *_: {})
 
 
-@noticed_by(Seed(7))
+@noticed_by(Seed(7), 3, 4)
 def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
     """Slots that live launches hold are taken for nobody's and freed."""
 
@@ -281,37 +266,37 @@ def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LaunchRuns, "slots_noted", none_noted)
 
 
-@noticed_by(Seed(1))
+@noticed_by(Seed(1), 4, 10)
 def lost_slots_not_mended(patch: pytest.MonkeyPatch) -> None:
     """Slots that a restarted server counts and nobody holds stay counted."""
     patch.setattr(Slots, "mend", _do_nothing)
 
 
-@noticed_by(Seed(54))
+@noticed_by(Seed(54), 4, 10)
 def lost_slots_of_shared_limits_not_mended(patch: pytest.MonkeyPatch) -> None:
     """Slots that a restarted server counts under a shared limit and nobody holds stay counted."""
     patch.setattr(slots, "SHARED_LIMIT_PREFIX", "there is none")
 
 
-@noticed_by(Deaths("happy", change=Change.REGION))
+@noticed_by(Deaths("happy", change=Change.REGION), 2)
 def whereabouts_not_noted(patch: pytest.MonkeyPatch) -> None:
     """A launch is looked for only where the queue sends its jobs by now."""
     patch.setattr(queue_server, "whereabouts_of", lambda _: frozenset())
 
 
-@noticed_by(Deaths("happy", change=Change.LOCKS))
+@noticed_by(Deaths("happy", change=Change.LOCKS), 2)
 def left_jobs_left(patch: pytest.MonkeyPatch) -> None:
     """An item that cannot be launched any more is refused, whatever runs for it already."""
     patch.setattr(steps, "find_left_job", _do_nothing)
 
 
-@noticed_by(Seed(454))
+@noticed_by(Seed(454), 10)
 def refused_at_wandb_for_good(patch: pytest.MonkeyPatch) -> None:
     """Somebody whom W&B denies the queue for a while takes that for the item's fault."""
     patch.setattr(steps, "denial_passes", nullcontext)
 
 
-@noticed_by(Seed(3))
+@noticed_by(Seed(3), 10)
 def never_adopted(patch: pytest.MonkeyPatch) -> None:
     """What another agent has left is left for good."""
 
@@ -321,31 +306,37 @@ def never_adopted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LaunchRuns, "find_orphans", none)
 
 
-@noticed_by(Seed(6))
+@noticed_by(Seed(6), 1, 2, 6)
 def other_agents_taken_for_gone(patch: pytest.MonkeyPatch) -> None:
     """Launches are adopted from agents that are at work."""
     patch.setattr(standing.Colleagues, "at_work", _find_nobody)
 
 
-@noticed_by(Seed(0))
+@noticed_by(Seed(0), 10)
 def silent_agents_never_gone(patch: pytest.MonkeyPatch) -> None:
     """An agent whose heartbeat stands still is waited for, for ever."""
     patch.setattr(standing, "GONE_SECONDS", float("inf"))
 
 
-@noticed_by(Seed(254))
+@noticed_by(Seed(0), 1, 2, 6)
+def gone_before_in_doubt(patch: pytest.MonkeyPatch) -> None:
+    """Launches are adopted from an agent that cannot know yet that it is taken for gone."""
+    patch.setattr(standing, "GONE_SECONDS", 20.0)
+
+
+@noticed_by(Seed(254), 1, 2, 5, 6)
 def never_in_doubt(patch: pytest.MonkeyPatch) -> None:
     """An agent that was cut off from Prefect believes that its launches are its own."""
     patch.setattr(standing, "DOUBT_SECONDS", float("inf"))
 
 
-@noticed_by(Seed(526))
+@noticed_by(Seed(526), 1, 2, 6)
 def launches_of_others_kept(patch: pytest.MonkeyPatch) -> None:
     """An agent that was taken for gone goes on with what is another one's."""
     patch.setattr(QueueServer, "let_go_of_others", _do_nothing)
 
 
-@noticed_by(Seed(1727))
+@noticed_by(Seed(1727), 3, 4)
 def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
     """An agent gives back a slot that went to another one with its launch, and counts one that is gone."""
 
@@ -359,26 +350,26 @@ def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slots, "_is_taken", is_own)
 
 
-@noticed_by(Seed(7))
+@noticed_by(Seed(7), 3, 4)
 def leases_never_renewed(patch: pytest.MonkeyPatch) -> None:
     """A slot ends while its job runs."""
     patch.setattr(Slots, "keep_renewed", _do_nothing)
     patch.setattr(Slots, "_may_have_ended", lambda *_: False)
 
 
-@noticed_by(Seed(64))
+@noticed_by(Seed(64), 4)
 def slots_given_back_too_late(patch: pytest.MonkeyPatch) -> None:
     """A slot is left to its lease when its launch has ended."""
     patch.setattr(QueueServer, "_give_back", _do_nothing)
 
 
-@noticed_by(Seed(312))
+@noticed_by(Seed(312), 3, 4)
 def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
     """New items are taken while nobody knows what runs unattended, on slots that are not free."""
     patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)
 
 
-@noticed_by(Seed(3))
+@noticed_by(Seed(3), 8)
 def hand_over_cancels_jobs(patch: pytest.MonkeyPatch) -> None:
     """An agent that ends cancels the jobs of its launches."""
     hand_over = QueueServer.hand_over
@@ -391,7 +382,7 @@ def hand_over_cancels_jobs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "hand_over", cancel_and_hand_over)
 
 
-@noticed_by(Seed(4))
+@noticed_by(Seed(4), 2, 6)
 def failed_read_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
     """A job that cannot be read counts as gone."""
 
@@ -406,7 +397,7 @@ def failed_read_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JobWatcher, "_look", look)
 
 
-@noticed_by(Play("happy"))
+@noticed_by(Play("happy"), 2, 6)
 def absence_from_a_list_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
     """A job that is not among those listed counts as gone."""
 
@@ -417,7 +408,7 @@ def absence_from_a_list_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JobWatcher, "_look", look)
 
 
-@noticed_by(Seed(2))
+@noticed_by(Seed(2), 2, 6)
 def unknown_state_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
     """A job in a state that nobody here knows counts as failed."""
 
@@ -429,19 +420,19 @@ def unknown_state_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifecycle, "state_of_job", state_of_job)
 
 
-@noticed_by(Play("program fails"))
+@noticed_by(Play("program fails"), 6)
 def end_not_reported(patch: pytest.MonkeyPatch) -> None:
     """W&B is not told how a launch ended."""
     patch.setattr(steps, "report", _do_nothing)
 
 
-@noticed_by(Play("poison, and a good one behind it"))
+@noticed_by(Play("poison, and a good one behind it"), 6)
 def refusal_not_reported(patch: pytest.MonkeyPatch) -> None:
     """W&B is not told that an item cannot be launched."""
     patch.setattr(steps, "refuse", _do_nothing)
 
 
-@noticed_by(Seed(1))
+@noticed_by(Seed(1), 6)
 def missing_run_not_reported(patch: pytest.MonkeyPatch) -> None:
     """A job that succeeded without a run at W&B counts as a success."""
 
@@ -451,19 +442,19 @@ def missing_run_not_reported(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(outcome, "_run_shows_up", shows_up)
 
 
-@noticed_by(Play("preempted once"))
+@noticed_by(Play("preempted once"), 10)
 def never_launched_again(patch: pytest.MonkeyPatch) -> None:
     """A run that was preempted is over."""
     patch.setattr(attempts, "_policy", lambda _session, live: Policy(0, live.plans))
 
 
-@noticed_by(Seed(0))
+@noticed_by(Seed(0), 10)
 def launched_again_without_end(patch: pytest.MonkeyPatch) -> None:
     """A run that is preempted is launched again as often as that happens."""
     patch.setattr(attempts, "_policy", lambda _session, live: Policy(1_000_000, live.plans))
 
 
-@noticed_by(Seed(0))
+@noticed_by(Seed(0), 10)
 def earlier_attempts_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Only the last attempt counts when it is decided whether another one follows."""
     categories = attempts._categories
@@ -474,7 +465,7 @@ def earlier_attempts_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "_categories", last)
 
 
-@noticed_by(Play("preempted once"))
+@noticed_by(Play("preempted once"), 2, 10)
 def attempt_number_stays(patch: pytest.MonkeyPatch) -> None:
     """Every attempt of a run is its first."""
     following = attempts.next_attempt
@@ -486,19 +477,19 @@ def attempt_number_stays(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "next_attempt", first)
 
 
-@noticed_by(Play("cancelled in Prefect"))
+@noticed_by(Play("cancelled in Prefect"), 7, 10)
 def cancel_in_prefect_ignored(patch: pytest.MonkeyPatch) -> None:
     """Prefect is not asked who cancelled a launch."""
     patch.setattr(stops, "_ask_prefect", _do_nothing)
 
 
-@noticed_by(Play("stopped at W&B"))
+@noticed_by(Play("stopped at W&B"), 7, 10)
 def stop_at_wandb_ignored(patch: pytest.MonkeyPatch) -> None:
     """W&B is not asked who stopped a run."""
     patch.setattr(stops, "_ask_wandb", _do_nothing)
 
 
-@noticed_by(Seed(0))
+@noticed_by(Seed(0), 7, 10)
 def cancel_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
     """Whoever adopts a launch that was cancelled in Prefect does not know of it."""
     patch.setattr(queue_server, "CANCEL_TAG", "no launch has this tag")

@@ -37,6 +37,9 @@ LEASES_END_SECONDS = 330.0
 MENDING_SECONDS = 5400.0
 # In so many simulations the limit is one that queues share.
 SHARED_SHARE = 0.2
+# In so many every list lags, and no longer than a create without an answer is looked for.
+LATE_SHARE = 0.2
+MOST_LAG_SECONDS = 9.0
 # In so many the block is changed.
 CHANGED_SHARE = 0.1
 _LOGGERS = ("flows", "vertex_launch", "prefect.vertex_launch")
@@ -107,9 +110,15 @@ def simulate(seed: int, items: int = 20) -> Result:
     drawn = [scripts.draw(random) for _ in range(items)]
     arrival_seconds = [random.uniform(0, until / 2) if random.random() < 0.3 else 0.0 for _ in drawn]
     lag = random.choice([0.0, 0.0, 0.0, 2.0, 8.0, 60.0])
+    shortest_lag = 1.0 if Random(seed + 6).random() < LATE_SHARE else 0.0
 
     def prepare(world: World) -> None:
-        world.vertex.lag_seconds = lambda: random.uniform(0, lag) if world.loop.time() < until else 0.0
+        def lag_seconds() -> float:
+            if world.loop.time() >= until:
+                return 0.0
+            return random.uniform(shortest_lag, MOST_LAG_SECONDS if shortest_lag else lag)
+
+        world.vertex.lag_seconds = lag_seconds
         world.vertex.cancel_seconds = lambda: random.choice([1.0, 10.0, 100.0])
         world.vertex.odd_seconds = lambda: random.choice([0.0, 0.0, 0.0, 40.0])
         for script, delay in zip(drawn, arrival_seconds, strict=True):
