@@ -26,5 +26,8 @@ class Duplicate:
 
     @property
     def listed_from(self) -> float:
-        """From when on a list shows both."""
-        return max(self.older.listed_from, self.younger.listed_from)
+        """From when on a list of live jobs shows both: none whose state no client knows is among them."""
+        return max(
+            max(job.listed_from, job.odd_until if job.odd_until > job.started else 0.0)
+            for job in (self.older, self.younger)
+        )
