@@ -155,7 +155,7 @@ def duplicate_cancelled_late(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "surplus", late)
 
 
-@noticed_by(Seed(0), 2)
+@noticed_by(Seed(8), 2)
 def looked_for_only_at_once(patch: pytest.MonkeyPatch) -> None:
     """The job of a create without an answer is looked for at once, and not a second time."""
     patch.setattr(attempts, "LOOK_AGAIN_SECONDS", (0.0,))
@@ -167,7 +167,7 @@ def no_last_looks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "LAST_LOOKS_SECONDS", ())
 
 
-@noticed_by(Seed(0), 2)
+@noticed_by(Seed(1), 2)
 def old_look_taken_for_new(patch: pytest.MonkeyPatch) -> None:
     """A job is created however long ago others were looked for."""
     patch.setattr(attempts, "STALE_SECONDS", float("inf"))
