@@ -22,7 +22,7 @@ test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many 
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
-	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_sandbox_fuzz.py tests/conformance/test_adapters_fuzz.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_sandbox_fuzz.py tests/conformance/test_adapters_fuzz.py tests/integration/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
 
 simulate: $(STAMP)  ## the agent in virtual time: every death in every script, 2,000 seeds of 20 items; minutes
 	@$(BIN)/python -m tests.simulation $(SIMULATE_ARGS)
@@ -33,7 +33,7 @@ mutants: $(STAMP)  ## the simulation notices every deliberate breakage of the ag
 chaos: $(STAMP)  ## 200 kills of agents, sandbox and Prefect server; about a quarter of an hour
 	@$(BIN)/python -m tests.chaos.chaos $(CHAOS_ARGS)
 
-soak: $(STAMP)  ## 2,000 items while a twentieth of all calls goes wrong; about 20 minutes
+soak: $(STAMP)  ## 2,000 items while a twentieth of all calls goes wrong; about half an hour
 	@$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)
 
 bench: $(STAMP)  ## what it costs: latency, CPU, memory and calls on the sandbox; a quarter of an hour

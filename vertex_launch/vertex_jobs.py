@@ -219,14 +219,15 @@ class VertexJobs:
         A list that changes while it is read may show a job twice: it is returned once, as it was shown last.
         """
         records: dict[str, JobRecord] = {}
-        token = ""
+        token, seen = "", set[str]()
         while True:
             page = await self._page(filter, token)
             records.update((job.name, as_record(job)) for job in page.custom_jobs)
-            before, token = token, page.next_page_token
+            seen.add(token)
+            token = page.next_page_token
             if not token:
                 return tuple(records.values())
-            if token == before:
+            if token in seen:
                 raise Transient(f"the jobs of {self.parent}: Vertex AI's list does not go on")
 
     async def cancel(self, name: str) -> None:

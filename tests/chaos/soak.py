@@ -196,7 +196,7 @@ async def _ended(scene: Arena) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=600)
+    parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     sys.exit(asyncio.run(soak(options.items, options.seed)))

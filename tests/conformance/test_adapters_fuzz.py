@@ -232,6 +232,15 @@ async def test_any_page_of_vertex_ais_list_is_borne(raw_vertex: RawVertex, seed:
     assert isinstance(found, str) or all(isinstance(record, JobRecord) for record in found)
 
 
+async def test_pages_that_lead_back_to_one_before_end_the_list(raw_vertex: RawVertex):
+    raw_vertex.answers = [
+        ListCustomJobsResponse.pb(ListCustomJobsResponse(next_page_token=token)).SerializeToString()
+        for token in "abab"
+    ]
+    assert "does not go on" in await borne(raw_vertex, "list")
+    assert len(raw_vertex.answers) == 1
+
+
 @pytest.mark.parametrize("call", JOB_CALLS)
 @fuzz(60)
 @given(seed=st.integers(0, 2**32))
