@@ -104,7 +104,10 @@ class SlotAudit:
         now = self._now()
         for item_id, since in self._bare.items():
             owner = self._owners.at_work(item_id)
-            if owner is None or now <= max(since, owner.disturbed + PAUSE_SECONDS) + LEASE_SECONDS:
+            if owner is None:
+                continue
+            owned = self._owners.since(item_id)
+            if now <= max(since, owned, owner.disturbed + PAUSE_SECONDS) + LEASE_SECONDS:
                 continue
             jobs = self._vertex.jobs_of_run[self._wandb.items[item_id].run_id or ""]
             is_live = any(not job.has_ended(now) for job in jobs)
