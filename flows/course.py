@@ -88,8 +88,7 @@ class Course:
                 raise
             except Permanent as error:
                 live.refusal = error
-        await self._assure()
-        await self._take(steps.refuse)
+        await self._tell(steps.refuse)
         return outcome.refused_state(live.refusal)
 
     async def _pause(self, seconds: float) -> None:
@@ -114,15 +113,17 @@ class Course:
         except LaunchError as error:
             run_log().warning("What runs of a cancelled launch could not be ended yet: %s", error)
 
-    async def _assure(self) -> None:
-        """Make sure that nobody else speaks for the launch by now. Raises Abort if that cannot be known."""
-        if not await self._session.until_sure(self._live):
+    async def _tell(self, step: Step) -> None:
+        """Tell how the launch ended. Raises Abort if somebody else speaks for it by now, or may."""
+        if not await self._session.until_sure(self._live) or not await self._take(step):
             raise Abort("another agent has taken it over, or may have")
 
     async def _steps(self) -> State[Any]:
         session, live, log = self._session, self._live, run_log()
         if is_claimed := await self._taken_unless_left(steps.claim):
-            log.info("Claimed item %s as run %s", live.item.item_id, live.run and live.run.run_id)
+            if live.run is None:
+                raise Abort("another agent has taken it over, or may have")
+            log.info("Claimed item %s as run %s", live.item.item_id, live.run.run_id)
         while True:
             if live.item.job_name:
                 await self._take(steps.find_running_job)
@@ -138,8 +139,7 @@ class Course:
                 break
             await waiting.tell_of_relaunch(session, live)
         live.job_ended.set()
-        await self._assure()
-        await self._take(steps.report)
+        await self._tell(steps.report)
         return outcome.final_state(session, live)
 
     async def _taken_unless_left(self, step: Step) -> bool:

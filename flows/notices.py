@@ -21,17 +21,21 @@ RUN_STAGE = "run"
 RUNNING = "Running"
 
 
-async def fail(session: LaunchSession, live: LiveLaunch, message: str, *, stage: str) -> None:
+async def fail(session: LaunchSession, live: LiveLaunch, message: str, *, stage: str) -> bool:
     """Fail the item with a message; the whole of it is in a file too, if there is an agent to keep it.
 
-    An item that W&B will not fail, because somebody has removed it for example, is left as it is.
+    Returns False if nothing was said, because the launch is another agent's by now or may be. An item
+    that W&B will not fail, because somebody has removed it for example, is left as it is.
     """
     paths = await _saved(session, live, message)
+    if not await session.until_sure(live):
+        return False
     try:
         with denial_passes(AuthenticationFailed):
             await session.wandb.fail(live.item.item_id, message, stage, paths)
     except Permanent as error:
         run_log().warning("W&B did not fail the item: %s", error)
+    return True
 
 
 async def warn(session: LaunchSession, live: LiveLaunch, message: str) -> None:

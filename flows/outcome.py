@@ -70,7 +70,7 @@ async def _create_links(session: LaunchSession, live: LiveLaunch, job: JobRecord
 
 
 async def report(session: LaunchSession, live: LiveLaunch) -> str:
-    """Tell W&B how the launch ended; return one line that says it.
+    """Tell W&B how the launch ended; return one line that says it, or none if it is not ours to say.
 
     A run that succeeded but never called `wandb.init` fails its item, as W&B's own agent does:
     nobody would find the run otherwise.
@@ -80,7 +80,9 @@ async def report(session: LaunchSession, live: LiveLaunch) -> str:
         live.run_showed_up = await _run_shows_up(session, live)
     diagnosis = diagnosis_of(session, live)
     if diagnosis.category is not Category.SUCCEEDED:
-        await fail(session, live, explain(live, diagnosis), stage=RUN_STAGE if live.job else AGENT_STAGE)
+        stage = RUN_STAGE if live.job else AGENT_STAGE
+        if not await fail(session, live, explain(live, diagnosis), stage=stage):
+            return ""
         await _leave_artifact(session, live, diagnosis)
         if diagnosis.category not in _CANCELLED:
             await _cancel_scheduled_sweep(session, live)
@@ -88,13 +90,18 @@ async def report(session: LaunchSession, live: LiveLaunch) -> str:
     return diagnosis.summary
 
 
-async def report_refusal(session: LaunchSession, live: LiveLaunch, message: str) -> None:
-    """Fail the item with the reason why it cannot be launched, and leave the reason in Prefect."""
+async def report_refusal(session: LaunchSession, live: LiveLaunch, message: str) -> str:
+    """Fail the item with the reason why it cannot be launched, and leave the reason in Prefect.
+
+    Returns what `report` returns.
+    """
     diagnosis = refused(message)
-    await fail(session, live, message, stage=AGENT_STAGE)
+    if not await fail(session, live, message, stage=AGENT_STAGE):
+        return ""
     await _leave_artifact(session, live, diagnosis)
     await _cancel_scheduled_sweep(session, live)
     _emit(session, live, diagnosis)
+    return diagnosis.summary
 
 
 def refused_state(error: Permanent) -> State[Any]:

@@ -21,7 +21,7 @@ from vertex_launch.vertex_types import JobState
 
 
 async def claim(session: LaunchSession, live: LiveLaunch) -> str:
-    """Read the item's run spec and acknowledge it at W&B; return the run id.
+    """Read the item's run spec and acknowledge it at W&B; return the run id, or none if it is another's now.
 
     Raises InvalidRunSpec before the item is claimed, Conflict when another agent has it, and Transient as
     long as W&B denies the queue to us, which is no fault of the item.
@@ -33,6 +33,8 @@ async def claim(session: LaunchSession, live: LiveLaunch) -> str:
     # The item of a job that runs already was claimed by the agent that made it; when that one was stopped
     # it may have failed the item, and nobody can claim it any more.
     if live.item.job_name is None:
+        if not await session.until_sure(live):
+            return ""
         # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
         with denial_passes():
             await session.wandb.acknowledge(item_id, run.run_id)
@@ -147,11 +149,14 @@ async def _watch(session: LaunchSession, live: LiveLaunch, job: JobRecord) -> bo
 
 
 async def report(session: LaunchSession, live: LiveLaunch) -> str:
-    """Tell W&B how the job ended and leave links and a diagnosis; return the diagnosis' summary."""
+    """Tell W&B how the job ended and leave links and a diagnosis; return the diagnosis' summary.
+
+    Returns none if the launch is another agent's by now, or may be.
+    """
     return await outcome.report(session, live)
 
 
-async def refuse(session: LaunchSession, live: LiveLaunch) -> None:
-    """Fail the item at W&B with the reason why it cannot be launched."""
+async def refuse(session: LaunchSession, live: LiveLaunch) -> str:
+    """Fail the item at W&B with the reason why it cannot be launched; return it as `report` does."""
     assert live.refusal is not None
-    await outcome.report_refusal(session, live, str(live.refusal))
+    return await outcome.report_refusal(session, live, str(live.refusal))

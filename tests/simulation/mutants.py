@@ -35,6 +35,10 @@ async def _do_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
+async def _say_done(*_: Any, **__: Any) -> str:
+    return "done"
+
+
 async def _find_nobody(*_: Any) -> set[Any]:
     return set()
 
@@ -423,13 +427,13 @@ def unknown_state_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Play("program fails"), 6)
 def end_not_reported(patch: pytest.MonkeyPatch) -> None:
     """W&B is not told how a launch ended."""
-    patch.setattr(steps, "report", _do_nothing)
+    patch.setattr(steps, "report", _say_done)
 
 
 @noticed_by(Play("poison, and a good one behind it"), 6)
 def refusal_not_reported(patch: pytest.MonkeyPatch) -> None:
     """W&B is not told that an item cannot be launched."""
-    patch.setattr(steps, "refuse", _do_nothing)
+    patch.setattr(steps, "refuse", _say_done)
 
 
 @noticed_by(Seed(1), 6)

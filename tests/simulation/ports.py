@@ -259,9 +259,10 @@ class PrefectPort:
         )
 
     async def update_flow_run(self, flow_run_id: UUID, *, tags: list[str]) -> None:
+        asked = self._world.loop.time()
         await self._do(
             "update_flow_run",
-            lambda: self._model.update_flow_run(flow_run_id, tags),
+            lambda: self._model.update_flow_run(flow_run_id, tags, asked),
             flow_run_id.int,
             is_write=True,
         )

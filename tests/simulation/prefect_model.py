@@ -91,6 +91,8 @@ class PrefectModel:
         self.limits: dict[str, Limit] = {}
         self.leases: dict[UUID, Lease] = {}
         self.flow_id = self.new_id()
+        # When the last change of a flow run's tags was asked for.
+        self.asked: dict[UUID, float] = {}
 
     def new_id(self) -> UUID:
         self._last_id += 1
@@ -146,7 +148,8 @@ class PrefectModel:
         ]
         return found[offset : offset + (limit or 200)]
 
-    def update_flow_run(self, flow_run_id: UUID, tags: list[str]) -> None:
+    def update_flow_run(self, flow_run_id: UUID, tags: list[str], asked: float) -> None:
+        self.asked[flow_run_id] = asked
         self._change(flow_run_id, tags=list(tags))
 
     def update_labels(self, flow_run_id: UUID, labels: dict[str, Any]) -> None:
