@@ -24,6 +24,7 @@ from prefect.runtime import flow_run as runtime
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 
+from blocks.vertex_queue import VertexLaunchQueue
 from flows.background import in_background
 from flows.call_share import CallShare
 from flows.launch_engine import start_launch
@@ -35,7 +36,7 @@ from flows.session import LaunchSession, open_session, own_flow_run_id
 from flows.standing import Standing
 from flows.termination import on_termination
 from vertex_launch.clock import Clock, SystemClock
-from vertex_launch.errors import LaunchError
+from vertex_launch.errors import Conflict, LaunchError, Problem
 from vertex_launch.retry import asked_pause_seconds
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
@@ -130,7 +131,21 @@ class Agent:
         except (LaunchError, ValueError) as error:  # ValueError is Prefect's for a block that is not there
             self._give_up(queue, error)
         else:
-            self.add(session)
+            self._add_unless_served(session)
+
+    def _add_unless_served(self, session: LaunchSession) -> None:
+        block = session.block
+        for other in self._sessions:
+            if _address(other.block) == _address(block):
+                problem = Problem(
+                    f"block {session.block_name}",
+                    f"it is of the queue {block.entity}/{block.queue}, as block {other.block_name} is",
+                    why="one agent serves a queue once",
+                    fix="Name one of the two blocks.",
+                )
+                self._give_up(session.block_name, Conflict(problem))
+                return
+        self.add(session)
 
     def add(self, session: LaunchSession) -> None:
         """Serve the queue of an open session."""
@@ -261,3 +276,7 @@ class Agent:
         self._stop_reason = self._stop_reason or reason
         for wake in self._wakes:
             wake.set()
+
+
+def _address(block: VertexLaunchQueue) -> tuple[str, str, str]:
+    return block.wandb_credentials.base_url, block.entity, block.queue

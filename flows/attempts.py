@@ -141,9 +141,13 @@ async def find_last_word(session: LaunchSession, live: LiveLaunch) -> JobRecord:
 async def find_later(
     session: LaunchSession, live: LiveLaunch, pauses: Sequence[float] | None = None
 ) -> JobRecord | None:
-    """Return the launch's job if it turns up a little later: nobody knows yet whether there is one."""
+    """Return the launch's job if it turns up a little later: nobody knows yet whether there is one.
+
+    A launch that is to be left is not looked for any longer.
+    """
     for pause_seconds in LOOK_AGAIN_SECONDS if pauses is None else pauses:
-        await session.clock.sleep(pause_seconds)
+        if await sleep_until(live.leave, pause_seconds, session.clock):
+            return None
         if job := await _look_again(session, live):
             return job
     return None
@@ -222,8 +226,11 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
             return job
         if live.attempt != attempt:
             return None
-        if session.clock.monotonic() - turn > TURN_SECONDS:
-            turn = await region.jobs.turn_to_create()
+        if (
+            session.clock.monotonic() - turn > TURN_SECONDS
+            and (turn := await session.turn_to_submit(live, region.jobs)) is None
+        ):
+            raise _not_yet()
     live.may_have_twin = live.may_have_job
     try:
         # Dying here is why the label is looked for first: the job is found by the next try.

@@ -88,6 +88,9 @@ class Course:
                 raise
             except Permanent as error:
                 live.refusal = error
+        if live.job is None or live.job.is_terminal:
+            # Nothing runs: others need not wait until W&B has heard of it.
+            live.job_ended.set()
         await self._tell(steps.refuse)
         return outcome.refused_state(live.refusal)
 
@@ -128,9 +131,9 @@ class Course:
             if live.item.job_name:
                 await self._take(steps.find_running_job)
             elif live.job is None and await self._taken_unless_left(steps.render_job):
-                await self._take(steps.submit)
+                await self._taken_unless_left(steps.submit)
             if live.job is None:
-                if not live.is_stopped_by_someone:
+                if live.leave.is_set() or live.stop is None:
                     raise Abort("handed over before there was a job")
                 break
             log.info("CustomJob %s is %s", live.job.name, live.job.launch_state)
@@ -155,6 +158,8 @@ class Course:
         except Permanent as error:
             may_have_job = live.may_have_job or bool(live.ended)
             if live.job is None and not (may_have_job and await self._take(steps.find_left_job)):
+                if live.leave.is_set():
+                    raise Abort("handed over before it was clear whether there is a job") from error
                 raise
             run_log().warning("%s is seen through all the same: %s", live.job and live.job.name, error)
             return False

@@ -12,6 +12,8 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
 
+_PAGE = 200
+
 
 class FlowRunPage:
     """The pages of a queue's launches.
@@ -43,9 +45,14 @@ class FlowRunPage:
 
     async def cancelling(self, tag: str) -> set[UUID]:
         """Return the flow runs with this tag that somebody is cancelling."""
-        flow_runs = await self._client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(
-                {"tags": {"all_": [tag]}, "state": {"type": {"any_": [StateType.CANCELLING]}}}
-            )
+        selection = FlowRunFilter.model_validate(
+            {"tags": {"all_": [tag]}, "state": {"type": {"any_": [StateType.CANCELLING]}}}
         )
-        return {flow_run.id for flow_run in flow_runs}
+        found: set[UUID] = set()
+        offset = 0
+        while True:
+            page = await self._client.read_flow_runs(flow_run_filter=selection, limit=_PAGE, offset=offset)
+            found |= {flow_run.id for flow_run in page}
+            offset += _PAGE
+            if len(page) < _PAGE:
+                return found

@@ -185,14 +185,22 @@ class LaunchRuns:
         is_fresh = self._clock.monotonic() - looked <= FRESH_SECONDS
         return is_fresh and owner_of(run.tags) == owner_of(orphan.tags) and not _is_settled(run)
 
-    async def lost(self, flow_run_ids: set[UUID]) -> set[UUID]:
-        """Return those of this agent's launches that are not its own any more, or have ended."""
-        own = await self._read_own(flow_run_ids)
-        return flow_run_ids - {run.id for run in own if run.state is None or not run.state.is_final()}
+    async def read(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
+        """Return the flow runs of launches, as far as they exist."""
+        return await read_flow_runs(self._client, flow_run_ids)
+
+    def is_own(self, run: FlowRun) -> bool:
+        """Whether a launch is this agent's."""
+        return owner_of(run.tags) == self._owner_id
+
+    async def has_gone_on(self, flow_run_id: UUID) -> bool:
+        """Whether a launch that was this agent's is another's by now, or has ended."""
+        runs = await self.read({flow_run_id})
+        return not any(self.is_own(run) and not (run.state and run.state.is_final()) for run in runs)
 
     async def taken(self, flow_run_ids: set[UUID]) -> set[UUID]:
-        """Return those of this agent's launches that another agent has taken over."""
-        return flow_run_ids - {run.id for run in await self._read_own(flow_run_ids)}
+        """Return those of this agent's launches that are gone, or that another agent has taken over."""
+        return flow_run_ids - {run.id for run in await self.read(flow_run_ids) if self.is_own(run)}
 
     async def slots_noted(self, limit_name: str, label: str) -> int:
         """Return how many launches under way have noted, by a label, a slot under a limit.
@@ -210,10 +218,6 @@ class LaunchRuns:
         if run.state is None or not run.state.is_crashed():
             return False
         return run.state.timestamp + timedelta(seconds=2 * LEASE_SECONDS) <= self._clock.now()
-
-    async def _read_own(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
-        runs = await read_flow_runs(self._client, flow_run_ids)
-        return [run for run in runs if owner_of(run.tags) == self._owner_id]
 
     async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
@@ -234,9 +238,14 @@ class LaunchRuns:
         return await self._client.read_flow_run(flow_run.id)
 
     async def _is_to_end(self, flow_run: FlowRun) -> bool:
-        """Whether somebody has cancelled a launch, be it before it ended because its item was not ours."""
-        if flow_run.state is None or flow_run.state.name != ELSEWHERE:
-            return flow_run.state is not None and flow_run.state.is_cancelling()
+        """Whether somebody has cancelled a launch.
+
+        Be it before it ended because its item was not ours, or before the end of its process made it a
+        crash: Prefect's engine writes that over everything.
+        """
+        state = flow_run.state
+        if state is None or not (state.name == ELSEWHERE or state.is_crashed()):
+            return state is not None and state.is_cancelling()
         states = await self._client.read_flow_run_states(flow_run.id)
         return any(state.is_cancelling() for state in states)
 

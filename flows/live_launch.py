@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import datetime
 from math import inf
 from uuid import UUID
 
@@ -49,6 +50,7 @@ class LiveLaunch:
         may_have_job: Whether another process may have created a job that no list shows yet.
         may_have_twin: Whether the current job was created although another one might have been there.
         refusal: Why the item cannot be launched.
+        created: When its flow run was made, as far as that is known.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
         may_submit: Set once the launch has its place under the limits; sweep schedulers wait for it, and
@@ -73,6 +75,7 @@ class LiveLaunch:
     may_have_job: bool = False
     may_have_twin: bool = False
     refusal: Permanent | None = None
+    created: datetime | None = None
     run_showed_up: bool = True
     stop: StopRequest | None = None
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)

@@ -14,7 +14,6 @@ from math import inf
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import State
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
@@ -27,6 +26,7 @@ from flows.launch_engine import start_launch
 from flows.launch_runs import FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.mending import Mendings
+from flows.prefect_failures import PREFECT_FAILURES
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
@@ -204,7 +204,7 @@ class QueueServer:
         try:
             async with self._booking:
                 await self._adopt()
-        except httpx.HTTPError as error:
+        except PREFECT_FAILURES as error:
             logger.warning("Prefect could not be asked for unfinished launches: %s", error)
 
     def _knows_who_carries_what(self) -> bool:
@@ -222,7 +222,7 @@ class QueueServer:
                 await self._admit_waiting(are_jobs_settled=False)
                 await self._slots.mend()
                 await self._scheduler_slots.mend()
-            except httpx.HTTPError as error:
+            except PREFECT_FAILURES as error:
                 logger.warning("Prefect could not be asked for launches and slots: %s", error)
 
     async def hand_over(self) -> None:
@@ -230,7 +230,7 @@ class QueueServer:
         self.session.calm.set()
         for live in [*self._lives.values()]:
             live.leave.set()
-        with contextlib.suppress(httpx.HTTPError):  # its lease ends by itself
+        with contextlib.suppress(*PREFECT_FAILURES):  # its lease ends by itself
             await self._release_next_slot()
         while carried := {task for task in self._carried.values() if not task.done()}:
             await asyncio.wait(carried)
@@ -295,6 +295,7 @@ class QueueServer:
             api_key=api_key,
             may_have_job=flow_run.run_count > 0,
             whereabouts=whereabouts_of(flow_run.labels),
+            created=flow_run.created,
         )
         if CANCEL_TAG in flow_run.tags:
             live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
@@ -365,7 +366,7 @@ class QueueServer:
         """Mark a launch as one to adopt. Left unmarked it is found too, once this agent's run has ended."""
         try:
             await self._runs.hand_over(flow_run.id)
-        except httpx.HTTPError as error:
+        except PREFECT_FAILURES as error:
             logger.warning("The launch %s could not be marked for adoption: %s", flow_run.name, error)
 
     async def _adopt(self) -> None:
@@ -382,7 +383,7 @@ class QueueServer:
             await self._runs.note_whereabouts(flow_run, preparation.whereabouts(self.session, item))
             slots = self._scheduler_slots if item.is_scheduler else self._slots
             slot = await slots.take_over(flow_run.labels, flow_run.id)
-            if self._clock.monotonic() - looked > FRESH_SECONDS and await self._runs.lost({flow_run.id}):
+            if self._clock.monotonic() - looked > FRESH_SECONDS and await self._runs.has_gone_on(flow_run.id):
                 slots.forget(slot)
                 continue
             if self._held is not None and self._held.item_id == item.item_id:
@@ -410,15 +411,22 @@ class QueueServer:
         return True
 
     async def let_go_of_others(self) -> None:
-        """Leave the launches that another agent has taken over. Raises httpx.HTTPError."""
+        """Leave the launches that another agent has taken over. Raises httpx.HTTPError.
+
+        One whose flow run was deleted, or ended by hand, is seen through all the same: its job runs.
+        """
         by_flow_run = {live.flow_run_id: live for live in self._lives.values() if not live.is_anothers}
-        lost = await self._runs.lost(set(by_flow_run))
-        # One that is just ending may have ended by this agent itself.
-        ending = {flow_run_id for flow_run_id, live in by_flow_run.items() if live.job_ended.is_set()}
-        for flow_run_id in lost - ending | await self._runs.taken(lost & ending):
-            live = by_flow_run[flow_run_id]
-            logger.warning("The launch of item %s is another agent's now", live.item.item_id)
-            live.is_anothers = True
-            live.leave.set()
-            for slots in (self._slots, self._scheduler_slots):
-                slots.forget_launch(flow_run_id)
+        runs = await self._runs.read(set(by_flow_run))
+        for run in runs:
+            live = by_flow_run[run.id]
+            if not self._runs.is_own(run):
+                self._leave_to_another(live)
+            elif run.state is not None and run.state.is_cancelled() and not live.job_ended.is_set():
+                live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
+
+    def _leave_to_another(self, live: LiveLaunch) -> None:
+        logger.warning("The launch of item %s is another agent's now", live.item.item_id)
+        live.is_anothers = True
+        live.leave.set()
+        for slots in (self._slots, self._scheduler_slots):
+            slots.forget_launch(live.flow_run_id)

@@ -8,8 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import httpx
-
+from flows.prefect_failures import PREFECT_FAILURES
 from flows.queue_server import Found, QueueServer
 from vertex_launch.clock import Clock, sleep_until
 from vertex_launch.errors import LaunchError
@@ -92,7 +91,7 @@ class Rotation:
     async def _has_shared_room(self, turn: _Turn) -> bool:
         try:
             return await turn.server.has_shared_room()
-        except httpx.HTTPError as error:
+        except PREFECT_FAILURES as error:
             logger.warning("Prefect could not be asked for shared limits: %s", error)
             return False
 
@@ -101,7 +100,7 @@ class Rotation:
             return None
         try:
             found = await turn.server.start_next()
-        except (LaunchError, httpx.HTTPError) as error:
+        except (LaunchError, *PREFECT_FAILURES) as error:
             turn.failures += 1
             ceiling = min(MAX_BACKOFF_SECONDS, self._poll_seconds * 2**turn.failures)
             pause_seconds = random.uniform(self._poll_seconds, max(self._poll_seconds, ceiling))  # noqa: S311 - jitter

@@ -24,7 +24,7 @@ from flows.live_launch import LiveLaunch
 from flows.regions import Regions
 from flows.standing import Standing
 from flows.submission_pace import SubmissionPace
-from vertex_launch.clock import Clock, SystemClock
+from vertex_launch.clock import Clock, SystemClock, unless_any
 from vertex_launch.vertex_jobs import VertexJobs
 from vertex_launch.wandb_queue import WandbQueue
 
@@ -76,7 +76,7 @@ class LaunchSession:
         ends = (live.leave, live.stop_requested)
         if self.pace is not None and not await self.pace.take(jobs.location, unless=ends):
             return None
-        return await jobs.turn_to_create()
+        return await unless_any(jobs.turn_to_create(), *ends)
 
 
 _current: ContextVar[LaunchSession | None] = ContextVar("vertex_launch_session", default=None)

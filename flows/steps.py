@@ -103,7 +103,9 @@ async def find_left_job(session: LaunchSession, live: LiveLaunch) -> str:
         parse_run_spec(live.item.payload, item_id=live.item.item_id), live.item.item_id
     )
     live.locations = live.locations or tuple(preparation.locations(session, live.item))
-    live.job = await attempts.find(session, live) or await attempts.find_later(session, live)
+    live.job = await attempts.find(session, live)
+    if live.job is None:
+        live.job = await attempts.find_later(session, live, attempts.LAST_LOOKS_SECONDS)
     return live.job.name if live.job is not None else ""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 
@@ -15,6 +16,8 @@ from vertex_launch.lifecycle import SUCCESS, Requester, StopRequest
 
 logger = logging.getLogger(__name__)
 
+Ask = Callable[[LaunchSession, Sequence[LiveLaunch]], Awaitable[None]]
+
 # Every pass is one request to Prefect and one to W&B for each 50 live runs.
 STOP_POLL_SECONDS = 5.0
 
@@ -22,16 +25,22 @@ STOP_POLL_SECONDS = 5.0
 async def watch_stops(session: LaunchSession) -> None:
     """Tell the live launches of a session who asked for their end, for ever.
 
-    A failure to ask is logged and asked again on the next pass.
+    Prefect and W&B are asked side by side, so that neither waits for the other. A failure to ask is
+    logged and asked again on the next pass.
     """
+    async with asyncio.TaskGroup() as group:
+        for ask in (_ask_wandb, _ask_prefect):
+            group.create_task(_keep_asking(session, ask))
+
+
+async def _keep_asking(session: LaunchSession, ask: Ask) -> None:
     while True:
         await session.clock.sleep(STOP_POLL_SECONDS)
         live = [launch for launch in session.live.values() if not launch.is_stopped_by_someone]
-        for ask in (_ask_wandb, _ask_prefect):
-            try:
-                await ask(session, live)
-            except LaunchError as error:
-                logger.warning("Nobody knows for now who asked for the end of launches: %s", error)
+        try:
+            await ask(session, live)
+        except LaunchError as error:
+            logger.warning("Nobody knows for now who asked for the end of launches: %s", error)
 
 
 async def ask_who(session: LaunchSession, live: LiveLaunch) -> None:
@@ -52,7 +61,7 @@ async def ask_who(session: LaunchSession, live: LiveLaunch) -> None:
     await _ask_prefect(session, [live])
 
 
-async def _ask_wandb(session: LaunchSession, live: Iterable[LiveLaunch]) -> None:
+async def _ask_wandb(session: LaunchSession, live: Sequence[LiveLaunch]) -> None:
     by_run = {launch.run: launch for launch in live if launch.run is not None}
     if not by_run:
         return
@@ -63,7 +72,7 @@ async def _ask_wandb(session: LaunchSession, live: Iterable[LiveLaunch]) -> None
             )
 
 
-async def _ask_prefect(session: LaunchSession, live: Iterable[LiveLaunch]) -> None:
+async def _ask_prefect(session: LaunchSession, live: Sequence[LiveLaunch]) -> None:
     by_flow_run = {launch.flow_run_id: launch for launch in live}
     if not by_flow_run:
         return

@@ -27,7 +27,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from vertex_launch.call_budget import Call, CallBudget, shared_budget
-from vertex_launch.clock import Clock, until_any
+from vertex_launch.clock import Clock, unless_any
 
 logger = logging.getLogger(__name__)
 
@@ -76,19 +76,9 @@ class SubmissionPace:
         Returns whether its turn has come. Who asked first goes first. While Prefect cannot be asked as many
         pass as are this agent's part.
         """
-        turn = asyncio.create_task(self._turn(location))
-        left = asyncio.create_task(until_any(*unless)) if (unless := tuple(unless)) else None
-        try:
-            await asyncio.wait([turn, left] if left else [turn], return_when=asyncio.FIRST_COMPLETED)
-            return turn.done()
-        finally:
-            for task in (turn, left):
-                if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await task
+        return await unless_any(self._turn(location), *unless) is not None
 
-    async def _turn(self, location: str) -> None:
+    async def _turn(self, location: str) -> float:
         name = self.limit_name(location)
         async with self._lines[name]:
             if self._clock.monotonic() >= self._away_until:
@@ -96,7 +86,7 @@ class SubmissionPace:
             is_away = self._clock.monotonic() < self._away_until
             budget = self._budget_of_this_process(location)
             budget.narrow(1 / self.agents if is_away else 1.0)
-            await budget.take(Call.CREATE)
+            return await budget.take(Call.CREATE)
 
     async def _turn_at_prefect(self, name: str) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from math import inf
 
 from flows.attempts import diagnose_attempt
 from flows.live_launch import LiveLaunch
@@ -42,21 +43,27 @@ class QuotaWait:
     def __init__(self, session: LaunchSession, live: LiveLaunch) -> None:
         self._session = session
         self._live = live
-        self._since = session.clock.now()
+        ended = live.ended[-1].end_time if live.ended else None
+        self._since = ended or live.created or session.clock.now()
         self._pause_seconds = session.block.watch_seconds
 
     async def again(self, error: OverQuota) -> bool:
         """Wait before the next try; False if there is to be none, because somebody asked for an end."""
         session, live = self._session, self._live
+        waited_seconds = (session.clock.now() - self._since).total_seconds()
+        left_seconds = (session.block.queueing_timeout_seconds or inf) - waited_seconds
+        if left_seconds <= 0:
+            live.request_stop(StopRequest(Requester.QUEUEING_TIMEOUT, session.clock.now(), grace_seconds=0.0))
+            return False
         longest = MAX_QUOTA_PAUSE_SECONDS if error.is_capacity else MAX_RATE_PAUSE_SECONDS
         pause_seconds = max(min(self._pause_seconds, longest), asked_pause_seconds(error))
         self._pause_seconds *= 2
-        waited = session.clock.now() - self._since
         run_log().info("Waiting %.0f s for quota: %s", pause_seconds, error)
         await show(session, live, "WaitingForQuota", f"No job yet: {error}")
-        if waited.total_seconds() >= session.block.long_wait_seconds:
+        if waited_seconds >= session.block.long_wait_seconds:
             await warn(session, live, f"Waiting for quota since {_time(self._since)}: {error}")
-        return not await pause(session, live, pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        jittered_seconds = pause_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        return not await pause(session, live, min(jittered_seconds, left_seconds))
 
 
 def on_change(session: LaunchSession, live: LiveLaunch) -> OnChange:

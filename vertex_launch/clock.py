@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -56,6 +59,22 @@ async def sleep_until_any(events: Iterable[asyncio.Event], seconds: float, clock
 async def until_any(*events: asyncio.Event) -> None:
     """Wait until one of `events` is set."""
     await _first_of(*(event.wait() for event in events))
+
+
+async def unless_any(work: Coroutine[Any, Any, T], *events: asyncio.Event) -> T | None:
+    """Return what `work` returns, or None if one of `events` is set before; the work is cancelled then."""
+    task = asyncio.ensure_future(work)
+    try:
+        await _first_of(until_any(*events) if events else asyncio.Event().wait(), _done(task))
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _done(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait([task])
 
 
 async def _first_of(*works: Coroutine[Any, Any, object]) -> None:
