@@ -36,7 +36,7 @@ from flows.session import LaunchSession, open_session, own_flow_run_id
 from flows.standing import Standing
 from flows.termination import on_termination
 from vertex_launch.clock import Clock, SystemClock
-from vertex_launch.errors import Conflict, LaunchError, Problem
+from vertex_launch.errors import Conflict, LaunchError, Problem, Transient
 from vertex_launch.retry import asked_pause_seconds
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
@@ -116,6 +116,8 @@ class Agent:
         self._mendings = Mendings(client, clock=self._clock)
         self._rotations: list[Rotation] = []
         self._registrations: list[Registration] = []
+        self._unregistered: list[QueueServer] = []
+        self._queue_ids: dict[LaunchSession, str] = {}
         self._wakes: list[asyncio.Event] = []
         self._stop_reason: str | None = None
 
@@ -158,8 +160,9 @@ class Agent:
         Raises the first queue's own error, such as AuthenticationFailed or NotFound, when none of them
         can be served.
         """
+        await self._prepare()
         await self._register()
-        if not self._registrations:
+        if not self._rotations:
             raise next(iter(self.failures.values()), ValueError("no queue was named"))
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -184,22 +187,52 @@ class Agent:
         logger.info("Agent ends because %s. %s", reason, self.tally)
         return reason
 
-    async def _register(self) -> None:
-        """Make a server of each queue, in groups that share a limit, and register them at W&B."""
-        queue_ids = {session: await self._queue_id(session) for session in self._sessions}
-        sessions = [session for session, queue_id in queue_ids.items() if queue_id is not None]
-        by_entity: dict[tuple[str, str], list[QueueServer]] = {}
+    async def _prepare(self) -> None:
+        """Make a server of each queue that can be served, in groups that share a limit."""
+        sessions = [session for session in self._sessions if await self._can_serve(session)]
         for members in by_shared_limits([session.block.shared_limits for session in sessions]):
             wake = asyncio.Event()
             servers = [self._server(sessions[index], wake) for index in members]
             self._wakes.append(wake)
             self._rotations.append(Rotation(servers, wake=wake, clock=self._clock))
-            for server in servers:
-                block = server.session.block
-                by_entity.setdefault((block.wandb_credentials.base_url, block.entity), []).append(server)
+        self._unregistered = [*self._servers()]
+
+    async def _can_serve(self, session: LaunchSession) -> bool:
+        """Whether a queue is there; one that cannot be asked for now may be, and its launches go on."""
+        try:
+            await self._server(session, asyncio.Event()).prepare()
+            self._queue_ids[session] = (await session.wandb.find_queue()).queue_id
+        except Transient as error:
+            logger.warning("Queue %s takes no items for now: %s", session.block_name, error)
+        except LaunchError as error:
+            self._give_up(session.block_name, error)
+            return False
+        return True
+
+    async def _register(self) -> None:
+        """Register those servers at W&B that are not yet, together for each entity."""
+        by_entity: dict[tuple[str, str], list[QueueServer]] = {}
+        for server in self._unregistered:
+            base_url, entity, _ = _address(server.session.block)
+            by_entity.setdefault((base_url, entity), []).append(server)
         for servers in by_entity.values():
-            ids = [queue_ids[server.session] for server in servers]
-            self._registrations.append(await register(servers, [queue_id for queue_id in ids if queue_id]))
+            try:
+                registration = await register(servers, [await self._queue_id(server) for server in servers])
+            except Transient as error:
+                logger.warning("This agent is not registered at W&B for now: %s", error)
+                continue
+            except LaunchError as error:
+                for server in servers:
+                    self._give_up(server.session.block_name, error)
+            else:
+                self._registrations.append(registration)
+            self._unregistered = [server for server in self._unregistered if server not in servers]
+
+    async def _queue_id(self, server: QueueServer) -> str:
+        session = server.session
+        if session not in self._queue_ids:
+            self._queue_ids[session] = (await session.wandb.find_queue()).queue_id
+        return self._queue_ids[session]
 
     def _server(self, session: LaunchSession, wake: asyncio.Event) -> QueueServer:
         return QueueServer(
@@ -210,16 +243,6 @@ class Agent:
             mendings=self._mendings,
             start=self._start,
         )
-
-    async def _queue_id(self, session: LaunchSession) -> str | None:
-        """Return the queue's id at W&B, or None if the queue cannot be served."""
-        try:
-            queue = await session.wandb.find_queue()
-            await self._server(session, asyncio.Event()).prepare()
-        except LaunchError as error:
-            self._give_up(session.block_name, error)
-            return None
-        return queue.queue_id
 
     def _give_up(self, queue: str, error: Exception) -> None:
         logger.error("Queue %s cannot be served: %s", queue, error)
@@ -251,6 +274,7 @@ class Agent:
     async def _keep_in_touch(self) -> None:
         while True:
             pause_seconds = CONTACT_SECONDS
+            await self._register()
             try:
                 for registration in self._registrations:
                     await registration.say_what_it_does()
