@@ -29,6 +29,7 @@ from flows.background import in_background
 from flows.call_share import CallShare
 from flows.launch_engine import start_launch
 from flows.mending import Mendings
+from flows.predecessor import find_predecessor
 from flows.queue_server import QueueServer, StartLaunch, Tally
 from flows.registration import Registration, register
 from flows.rotation import Rotation, by_shared_limits
@@ -43,6 +44,8 @@ logger = logging.getLogger("prefect.vertex_launch.agent")
 
 CONTACT_SECONDS = 15.0
 
+STOOD_ASIDE = "StoodAside"
+
 DRAINED = "the queue is drained"
 MAX_RUNTIME = "its time is over"
 STOPPED_BY_WANDB = "W&B asked it to stop polling"
@@ -55,7 +58,12 @@ def _run_name() -> str:
 
 
 @flow(name="agent", flow_run_name=_run_name, persist_result=False, log_prints=False)
-async def agent(queues: list[str], drain: bool = False, max_runtime_minutes: float | None = 60) -> State[Any]:
+async def agent(
+    queues: list[str],
+    drain: bool = False,
+    max_runtime_minutes: float | None = 60,
+    stand_aside: bool = False,
+) -> State[Any]:
     """Launch the runs of W&B queues on Vertex AI.
 
     Args:
@@ -63,6 +71,7 @@ async def agent(queues: list[str], drain: bool = False, max_runtime_minutes: flo
         drain: End when the queues are empty and every launch has ended.
         max_runtime_minutes: End after this time and leave what is under way to the next agent;
             empty for no end.
+        stand_aside: End at once if an agent that began earlier is at work on one of the queues.
     """
     # For each flow run that sends heartbeats Prefect keeps a thread, and here may be a thousand launches:
     # the agent's own heartbeat speaks for them all.
@@ -71,6 +80,8 @@ async def agent(queues: list[str], drain: bool = False, max_runtime_minutes: flo
             client = await stack.enter_async_context(get_client())
             work = Agent(client, own_flow_run_id(), drain=drain, max_runtime_minutes=max_runtime_minutes)
             stack.enter_context(on_termination(lambda: work.end_for(TERMINATED)))
+            if stand_aside and (other := await work.predecessor(queues)):
+                return Completed(name=STOOD_ASIDE, message=f"{other} is at work.")
             for queue in dict.fromkeys(queues):
                 await work.open(queue, stack)
             reason = await work.run()
@@ -125,6 +136,18 @@ class Agent:
     def tally(self) -> Tally:
         """What was done for all queues."""
         return sum((server.tally for server in self._servers()), Tally())
+
+    async def predecessor(self, queues: Sequence[str]) -> str | None:
+        """Return the name of an agent that began earlier and is at work on one of these queues, if any."""
+        found = await find_predecessor(
+            self._client,
+            self._flow_run_id,
+            queues,
+            flow_name=agent.name,
+            is_over=lambda: self._stop_reason is not None,
+            clock=self._clock,
+        )
+        return found and found.name
 
     async def open(self, queue: str, stack: contextlib.AsyncExitStack) -> None:
         """Open a queue's clients until `stack` ends; what is wrong with it is in `failures`."""

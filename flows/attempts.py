@@ -182,10 +182,10 @@ async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
             live.attempt = Attempt(live.attempt.number, plan)
 
 
-async def cancel_all(session: LaunchSession, item: QueueItem, noted: Iterable[str]) -> None:
+async def cancel_all(session: LaunchSession, item: QueueItem, noted: Iterable[str]) -> bool:
     """Cancel whatever runs of an item, here or where its flow run has noted that its jobs may be.
 
-    Raises LaunchError when Vertex AI cannot be asked.
+    Returns whether there is any job of it. Raises LaunchError when Vertex AI cannot be asked.
     """
     parents = preparation.whereabouts(session, item) | frozenset(noted)
     jobs = list(await session.regions.jobs_of(item.item_id, parents))
@@ -194,6 +194,7 @@ async def cancel_all(session: LaunchSession, item: QueueItem, noted: Iterable[st
     for job in jobs:
         if not job.is_terminal:
             await _cancel(session, job)
+    return bool(jobs)
 
 
 def turn_to_next(session: LaunchSession, live: LiveLaunch) -> bool:

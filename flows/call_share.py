@@ -14,21 +14,15 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.session import LaunchSession
-from flows.standing import Colleagues
+from flows.standing import Colleagues, read_agents
 from vertex_launch.clock import Clock
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
 
 PROJECTS_LABEL = "vertex-launch.projects"
 LOOK_SECONDS = 30.0
-# Flow runs that nobody ended stand at Running for good: those that began last are the ones at work.
-_MOST_AGENTS = 200
-_AT_WORK = [StateType.RUNNING, StateType.CANCELLING]
 
 
 class CallShare:
@@ -63,7 +57,9 @@ class CallShare:
     async def _share(self) -> None:
         services = [jobs for session in self._sessions for jobs in session.regions.services]
         await self._say(" ".join(sorted({jobs.project for jobs in services})))
-        others = [run for run in await self._agents() if run.id != self._flow_run_id]
+        others = [
+            run for run in await read_agents(self._client, self._flow_name) if run.id != self._flow_run_id
+        ]
         agents = Counter(
             project
             for run in self._colleagues.still_at_work(others)
@@ -79,11 +75,3 @@ class CallShare:
         if projects != self._said:
             await self._client.update_flow_run_labels(self._flow_run_id, {PROJECTS_LABEL: projects})
             self._said = projects
-
-    async def _agents(self) -> list[FlowRun]:
-        return await self._client.read_flow_runs(
-            flow_filter=FlowFilter.model_validate({"name": {"any_": [self._flow_name]}}),
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": _AT_WORK}}}),
-            sort=FlowRunSort.START_TIME_DESC,
-            limit=_MOST_AGENTS,
-        )

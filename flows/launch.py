@@ -35,9 +35,11 @@ from flows.run_log import run_log
 from flows.session import LaunchSession, current_session, enter_session, own_flow_run_id
 from flows.tags import item_of
 from flows.whereabouts import whereabouts_labels, whereabouts_of
-from vertex_launch.errors import OutcomeUnknown, Transient
+from vertex_launch.errors import LaunchError, OutcomeUnknown, Transient
 
 RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
+# A cancelled launch that a worker ran has nobody but its hook: about half an hour of tries.
+CANCEL_PAUSES_SECONDS = [*RETRY_DELAYS_SECONDS, *(60.0,) * 30]
 
 
 async def may_pass(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -149,7 +151,27 @@ async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  
         return
     async with enter_session(flow_run.parameters["queue"]) as session:
         item = QueueItem.model_validate(flow_run.parameters["item"])
-        await attempts.cancel_all(session, item, whereabouts_of(flow_run.labels))
+        # Once more where nothing is found: the process may have died while it created a job.
+        for pause_seconds in (*attempts.LOOK_AGAIN_SECONDS, None):
+            if await _cancelled(session, item, whereabouts_of(flow_run.labels)) or pause_seconds is None:
+                return
+            await session.clock.sleep(pause_seconds)
+
+
+async def _cancelled(session: LaunchSession, item: QueueItem, noted: frozenset[str]) -> bool:
+    """Cancel an item's jobs, as soon as Vertex AI can be asked; return whether there is any.
+
+    Prefect calls its hook once, and nobody else comes to it.
+    """
+    for pause_seconds in (*CANCEL_PAUSES_SECONDS, None):
+        try:
+            return await attempts.cancel_all(session, item, noted)
+        except LaunchError as error:
+            if pause_seconds is None:
+                raise
+            run_log().warning("The job could not be cancelled, again in %.0f s: %s", pause_seconds, error)
+            await session.clock.sleep(pause_seconds)
+    raise AssertionError("the last try returns or raises")
 
 
 launch.on_cancellation(cancel_job)

@@ -18,8 +18,9 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.live_launch import LiveLaunch
 from vertex_launch.clock import Clock, sleep_until
@@ -34,6 +35,9 @@ GONE_SECONDS = 90.0
 LOOK_AWAY_SECONDS = 70.0
 _DOUBT_POLL_SECONDS = 1.0
 _IDS_PER_REQUEST = 200
+# Flow runs that nobody ended stand at Running for good: those that began last are the ones at work.
+_MOST_AGENTS = 200
+_UNENDED = [StateType.RUNNING, StateType.CANCELLING]
 
 
 class Standing:
@@ -113,6 +117,16 @@ class Colleagues:
             return True
         seen.looked = now
         return now - seen.since < GONE_SECONDS
+
+
+async def read_agents(client: PrefectClient, flow_name: str) -> list[FlowRun]:
+    """Return the flow runs of agents that have not ended, those that began last first."""
+    return await client.read_flow_runs(
+        flow_filter=FlowFilter.model_validate({"name": {"any_": [flow_name]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": _UNENDED}}}),
+        sort=FlowRunSort.START_TIME_DESC,
+        limit=_MOST_AGENTS,
+    )
 
 
 async def read_flow_runs(client: PrefectClient, ids: set[UUID]) -> list[FlowRun]:
