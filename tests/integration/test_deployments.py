@@ -179,7 +179,7 @@ async def test_cancelling_a_launch_that_a_worker_runs_cancels_its_job(deployed: 
 
 async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Deployed) -> None:
     item_id = deployed.queue.push("sandbox/train", name="by schedule")
-    await deployed.prefect("deployment", "schedule", "create", deployed.name("agent"), "--interval", "12")
+    await deployed.prefect("deployment", "schedule", "create", deployed.name("agent"), "--interval", "20")
 
     async def finished() -> bool:
         run_id = deployed.queue.item(item_id).associated_run_id
