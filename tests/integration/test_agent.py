@@ -313,8 +313,11 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
 
 
 async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_it_has(
-    prefect_api: PrefectServer,
+    prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It may be adopted before it comes again, and its launch then looks for a job of before.
+    monkeypatch.setattr("flows.attempts.LOOK_AGAIN_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr("flows.attempts.LAST_LOOKS_SECONDS", (0.1, 0.1))
     async with Sandbox(queued_seconds=0, pending_seconds=0, lease_seconds=2) as sandbox:
         queue = LaunchQueue(sandbox)
         await queue.create()
