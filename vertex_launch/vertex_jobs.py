@@ -92,6 +92,9 @@ _BAD_CREDENTIALS = re.compile(r"invalid_|unauthorized_client|deleted|disabled", 
 _FIX_CREDENTIALS = "Check the GcpCredentials block of the queue."
 
 
+_JOB_NAME = re.compile(r"projects/[^/]+/locations/[^/]+/customJobs/\d+")
+
+
 @dataclass(eq=False, slots=True)
 class _Shared:
     """A client and how many `VertexJobs` use it; holding the credentials keeps their id theirs."""
@@ -200,7 +203,10 @@ class VertexJobs:
             raise OutcomeUnknown(
                 f"{where}: Vertex AI did not say whether it created the job: {_message(error)}"
             ) from error
-        return as_record(_raw(created))
+        record = as_record(_raw(created))
+        if not _JOB_NAME.fullmatch(record.name):
+            raise OutcomeUnknown(f"{where}: Vertex AI's answer names no job: {record.name!r}")
+        return record
 
     async def get(self, name: str, *, attempts: int = ATTEMPTS) -> JobRecord:
         """Return one job. Raises NotFound when it does not exist, Transient after the last attempt."""

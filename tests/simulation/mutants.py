@@ -73,7 +73,7 @@ def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "_begin", acknowledge_and_begin)
 
 
-@noticed_by(Seed(24), 13, 2, 1)
+@noticed_by(Seed(27), 13, 2, 1)
 def flow_run_without_a_key(patch: pytest.MonkeyPatch) -> None:
     """An item that comes a second time gets a second flow run."""
     create = launch_runs.FlowRunCreate
@@ -106,7 +106,7 @@ def label_differs_each_time(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(render, "launch_key", lambda _: uuid4().hex)
 
 
-@noticed_by(Seed(3), 2)
+@noticed_by(Seed(3), 2, 10)
 def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """A create without an answer counts as refused, and nobody looks again."""
     create = attempts._create
