@@ -224,7 +224,7 @@ class Agent:
         """Whether a queue is there; one that cannot be asked for now may be, and its launches go on."""
         try:
             await self._server(session, asyncio.Event()).prepare()
-            self._queue_ids[session] = (await session.wandb.find_queue()).queue_id
+            await self._queue_id(session)
         except Transient as error:
             logger.warning("Queue %s takes no items for now: %s", session.block_name, error)
         except LaunchError as error:
@@ -240,7 +240,8 @@ class Agent:
             by_entity.setdefault((base_url, entity), []).append(server)
         for servers in by_entity.values():
             try:
-                registration = await register(servers, [await self._queue_id(server) for server in servers])
+                queue_ids = [await self._queue_id(server.session) for server in servers]
+                registration = await register(servers, queue_ids)
             except Transient as error:
                 logger.warning("This agent is not registered at W&B for now: %s", error)
                 continue
@@ -251,8 +252,7 @@ class Agent:
                 self._registrations.append(registration)
             self._unregistered = [server for server in self._unregistered if server not in servers]
 
-    async def _queue_id(self, server: QueueServer) -> str:
-        session = server.session
+    async def _queue_id(self, session: LaunchSession) -> str:
         if session not in self._queue_ids:
             self._queue_ids[session] = (await session.wandb.find_queue()).queue_id
         return self._queue_ids[session]

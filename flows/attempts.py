@@ -38,6 +38,7 @@ from vertex_launch.lifecycle import (
     StopRequest,
     Submit,
     Wait,
+    age,
     decide,
 )
 from vertex_launch.render import LaunchContext, Rendering, render
@@ -127,8 +128,8 @@ async def find_last_word(session: LaunchSession, live: LiveLaunch) -> JobRecord:
     after another create of its attempt got no answer is asked about once that one would be listed.
     """
     if live.may_have_twin and live.job is not None and live.job.create_time is not None:
-        age = session.clock.now() - live.job.create_time
-        await sleep_until(live.leave, sum(LAST_LOOKS_SECONDS) - age.total_seconds(), session.clock)
+        existed = session.clock.now() - live.job.create_time
+        await sleep_until(live.leave, sum(LAST_LOOKS_SECONDS) - existed.total_seconds(), session.clock)
     decision, jobs = await _look(session, live)
     if isinstance(decision, Wait):
         _stand_before(session, live, decision.job, jobs)
@@ -326,7 +327,7 @@ def _decision(session: LaunchSession, live: LiveLaunch, jobs: tuple[JobRecord, .
 
 def _ended(jobs: Iterable[JobRecord]) -> list[JobRecord]:
     """Return one job for each attempt, oldest attempt first; of duplicates the older speaks."""
-    return [min(attempt, key=_age) for attempt in by_attempt(jobs).values()]
+    return [min(attempt, key=age) for attempt in by_attempt(jobs).values()]
 
 
 def _following(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobRecord]) -> Attempt | None:
@@ -352,11 +353,6 @@ def _stand_at(session: LaunchSession, live: LiveLaunch, earlier: Sequence[JobRec
 
 def _categories(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobRecord]) -> list[Category]:
     return [diagnose_attempt(session, live, job).category for job in ended]
-
-
-def _age(job: JobRecord) -> tuple[float, int, str]:
-    created = job.create_time.timestamp() if job.create_time else float("inf")
-    return created, len(job.job_id), job.job_id
 
 
 def _policy(session: LaunchSession, live: LiveLaunch) -> Policy:

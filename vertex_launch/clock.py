@@ -65,7 +65,7 @@ async def unless_any(work: Coroutine[Any, Any, T], *events: asyncio.Event) -> T 
     """Return what `work` returns, or None if one of `events` is set before; the work is cancelled then."""
     task = asyncio.ensure_future(work)
     try:
-        await _first_of(until_any(*events) if events else asyncio.Event().wait(), _done(task))
+        await _first_of(_done(task), *(event.wait() for event in events))
         return task.result() if task.done() else None
     finally:
         task.cancel()

@@ -254,7 +254,7 @@ def decide(observed: Observed, desired: Desired, now: datetime) -> Decision:
     if current:
         return _stop_or_wait(current[0], desired.stop, now)
     if ended := [job for job in observed.jobs if job.attempt == attempt]:
-        return Report(min(ended, key=_age))
+        return Report(min(ended, key=age))
     if left_over:
         return Wait(left_over[0])
     return _start(observed.item_state, desired.stop)
@@ -279,7 +279,7 @@ def surplus(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
 
 def _live(jobs: Iterable[JobRecord], attempt: int) -> tuple[list[JobRecord], list[JobRecord]]:
     """Return the live jobs of older attempts and those of this one, each oldest first."""
-    live = sorted((job for job in jobs if not job.is_terminal), key=_age)
+    live = sorted((job for job in jobs if not job.is_terminal), key=age)
     return [job for job in live if job.attempt < attempt], [job for job in live if job.attempt == attempt]
 
 
@@ -299,6 +299,7 @@ def _stop_or_wait(job: JobRecord, stop: StopRequest | None, now: datetime) -> De
     return Cancel(job, f"its end was requested by {stop.who}")
 
 
-def _age(job: JobRecord) -> tuple[float, int, str]:
+def age(job: JobRecord) -> tuple[float, int, str]:
+    """Return a key that sorts jobs by when they were created, the oldest first."""
     created = job.create_time.timestamp() if job.create_time else float("inf")
     return (created, len(job.job_id), job.job_id)

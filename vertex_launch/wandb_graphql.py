@@ -36,7 +36,7 @@ _MAX_QUOTED_CHARACTERS = 500
 _LONGEST_PAUSE_SECONDS = 86_400.0
 # The timeout is for each part of an answer; all of it, drop by drop, may take so many times as long.
 _TIMEOUTS_AT_MOST = 4
-_NO_ANSWER = (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL, UnicodeError)
+_NO_ANSWER = (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL, UnicodeError, TimeoutError)
 _STATUS_OF_MESSAGE = tuple(
     (re.compile(text, re.IGNORECASE), status)
     for text, status in (
@@ -196,7 +196,7 @@ class WandbGraphql:
                     body += chunk
                     if len(body) > max_bytes:
                         break
-        except (*_NO_ANSWER, TimeoutError) as error:
+        except _NO_ANSWER as error:
             reason = type(error).__name__
             raise Transient(f"{server} did not answer {name}: {reason}") from error
         text = body.decode("utf-8", errors="replace")

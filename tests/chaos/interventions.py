@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import httpx
 
 from tests.chaos.auditor import Job, PrefectSide
+from tests.chaos.beside import beside
 from tests.chaos.servers import ENTITY, SandboxProcess
 from tests.chaos.workload import RUN_PROJECT, Workload
 
@@ -77,11 +78,5 @@ class Interventions:
 @contextlib.asynccontextmanager
 async def intervening(interventions: Interventions) -> AsyncIterator[None]:
     """Intervene while the body runs."""
-    task = asyncio.create_task(interventions.keep_intervening())
-    try:
+    async with beside(interventions.keep_intervening()):
         yield
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

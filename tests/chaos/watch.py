@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from tests.chaos.auditor import FlowRun, Job, PrefectSide
+from tests.chaos.beside import beside
 from tests.chaos.servers import SandboxProcess
 from tests.chaos.workload import Workload
 
@@ -102,14 +103,8 @@ async def watching(
     watch: Watch, sandbox: SandboxProcess, workload: Workload, prefect: PrefectSide
 ) -> AsyncIterator[None]:
     """Look while the body runs; a server that is away is not looked at."""
-    task = asyncio.create_task(_keep_looking(watch, sandbox, workload, prefect))
-    try:
+    async with beside(_keep_looking(watch, sandbox, workload, prefect)):
         yield
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _keep_looking(

@@ -182,7 +182,7 @@ def older_duplicate_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Of two live jobs of one attempt the older one goes."""
 
     def oldest(jobs: Sequence[JobRecord], _attempt: int = 1) -> Cancel | None:
-        live = sorted((job for job in jobs if not job.is_terminal), key=lifecycle._age)
+        live = sorted((job for job in jobs if not job.is_terminal), key=lifecycle.age)
         if len(live) < 2 or live[0].launch_state is LaunchState.CANCELLING:
             return None
         return Cancel(live[0], "it is the oldest")
@@ -196,7 +196,7 @@ def younger_duplicate_speaks(patch: pytest.MonkeyPatch) -> None:
     """Of two jobs of one attempt the end of the younger one is reported."""
 
     def youngest(jobs: Sequence[JobRecord]) -> list[JobRecord]:
-        return [max(attempt, key=attempts._age) for attempt in by_attempt(jobs).values()]
+        return [max(attempt, key=attempts.age) for attempt in by_attempt(jobs).values()]
 
     patch.setattr(attempts, "_ended", youngest)
 
