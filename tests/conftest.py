@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import authorities
 from vertex_launch.sandbox.server import Sandbox
+
+
+def pytest_configure() -> None:
+    """Nobody here reads a hundred certificates for each of its clients."""
+    os.environ.update(authorities.ENVIRONMENT)
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 DEADLINE_SECONDS = 60.0
+POLL_SECONDS = 0.1
 
 
 async def until(condition: Callable[[], Awaitable[T | None]]) -> T:
     """Wait until an asynchronous condition holds, and return what it found."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not (found := await condition()):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_SECONDS)
     return found

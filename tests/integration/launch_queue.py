@@ -18,6 +18,7 @@ from flows.tags import queue_tag
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.sandbox.server import Sandbox
 from vertex_launch.sandbox.service_account import service_account_info
+from vertex_launch.vertex_jobs import VertexJobs
 
 PROJECT = "test-project"
 LOCATIONS = ("us-central1", "europe-west4")
@@ -35,6 +36,7 @@ class LaunchQueue:
     sandbox: Sandbox
     max_jobs: int = 5
     name: str = field(default_factory=lambda: f"q-{uuid4().hex[:8]}")
+    _vertex_jobs: list[VertexJobs] = field(default_factory=list[VertexJobs], repr=False)
 
     async def create(self, **changes: Any) -> VertexLaunchQueue:
         settings: dict[str, Any] = {
@@ -44,7 +46,7 @@ class LaunchQueue:
             "staging_bucket": "gs://bucket",
             "spec": {"worker_pool_specs": [POOL]},
             "max_jobs": self.max_jobs,
-            "poll_seconds": 0.1,
+            "poll_seconds": 0.25,
             "watch_seconds": 0.2,
             # Tests look more often than Google would allow.
             "calls_per_minute": 60_000,
@@ -62,6 +64,7 @@ class LaunchQueue:
         )
         await block.asave(self.name, overwrite=True)
         await block.aupsert_queue()
+        self._vertex_jobs = [block.open_vertex_jobs(location) for location in LOCATIONS]
         return block
 
     def push(self, image: str = "python", *args: str, **changes: Any) -> str:
@@ -96,7 +99,5 @@ class LaunchQueue:
         return found
 
     async def jobs(self) -> list[JobRecord]:
-        """Every job in the regions that the tests use."""
-        async with get_client():
-            block = await VertexLaunchQueue.aload(self.name)
-        return [job for location in LOCATIONS for job in await block.open_vertex_jobs(location).list("")]
+        """Every job of the block's project in the regions that the tests use."""
+        return [job for vertex_jobs in self._vertex_jobs for job in await vertex_jobs.list("")]

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 
 from flows.demo_servers import free_port
+from tests import authorities
 
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0
@@ -38,15 +39,19 @@ SETTINGS = {
 
 def clean_environment(home: Path, api_url: str) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return environment | {
-        "PREFECT_API_URL": api_url,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_CLI_COLORS": "false",
-        "PREFECT_CLI_PROMPT": "false",
-        "DO_NOT_TRACK": "1",
-        "COLUMNS": "200",
-    }
+    return (
+        environment
+        | authorities.ENVIRONMENT
+        | {
+            "PREFECT_API_URL": api_url,
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_CLI_COLORS": "false",
+            "PREFECT_CLI_PROMPT": "false",
+            "DO_NOT_TRACK": "1",
+            "COLUMNS": "200",
+        }
+    )
 
 
 @contextmanager

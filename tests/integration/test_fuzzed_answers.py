@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 
 import pytest
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from pydantic import SecretStr
 
 from blocks.wandb_credentials import WandbCredentials
@@ -24,6 +24,7 @@ from tests.integration.eventually import until
 from tests.integration.fuzzing_proxy import Fuzz, fuzzing_proxy
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.sandbox.server import Sandbox
+from vertex_launch.sandbox.wandb_items import QueueItem, QueueItemState
 
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 # Each is some seconds of changed answers, and what it takes until all is settled.
@@ -88,7 +89,7 @@ async def test_an_agent_bears_whatever_it_is_answered() -> None:
 
 
 async def _example(queue: LaunchQueue, fuzz: Fuzz, serving: asyncio.Task[object], seed: int) -> None:
-    """Change answers for a while; then a good item succeeds, and those of before end in some way."""
+    """Change answers for a while; then a good item is seen through, and those of before end in some way."""
     meanwhile = [queue.push("sandbox/no-wandb") for _ in range(ITEMS)]
     fuzz.probability = PROBABILITY
     before = fuzz.changed
@@ -101,13 +102,19 @@ async def _example(queue: LaunchQueue, fuzz: Fuzz, serving: asyncio.Task[object]
     async def have_ended() -> bool:
         assert not serving.done(), f"seed {seed}: {serving}"
         launches = await queue.launches()
-        ends = [launches[each].state for each in (*meanwhile, good) if each in launches]
-        return len(ends) == ITEMS + 1 and all(state is not None and state.is_final() for state in ends)
+        return all(_is_over(queue.item(each), launches.get(each)) for each in (*meanwhile, good))
 
     await until(have_ended)
     launched = (await queue.launches())[good]
     assert launched.state_type is StateType.FAILED
     assert "wandb.init" in (launched.state.message if launched.state and launched.state.message else "")
+
+
+def _is_over(item: QueueItem, launched: FlowRun | None) -> bool:
+    """Whether a launch has ended for good: one whose lease was over is taken again."""
+    if launched is None or launched.state is None:
+        return False
+    return launched.state.is_final() and item.state not in {QueueItemState.PENDING, QueueItemState.LEASED}
 
 
 def _serves(sandbox: Sandbox) -> Callable[[], Awaitable[bool]]:

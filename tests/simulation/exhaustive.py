@@ -1,13 +1,25 @@
-"""One death at every effect of a script: before it, after it but before its answer, and after that."""
+"""Whatever can befall one agent, at every moment of a script: it dies, is cut off from Prefect, stands still.
+
+A death comes at each effect: before it, after it but before its answer, and after that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from tests.simulation.agents import Shape
+from tests.simulation.faults import Freeze, Loss, Outage
 from tests.simulation.scripts import Script
 from tests.simulation.simulate import Change, Result, play
 from tests.simulation.world import Crash, Moment
+
+# Of two agents the one that takes the first item.
+PLACE = 0
+TWO_AGENTS = Shape(agents=2)
+# So short that nobody takes an agent for gone; that another one adopts its launches meanwhile; and that
+# these have ended as well when it is back.
+GAP_SECONDS = (40.0, 120.0, 400.0)
+FIRST_GAP_SECONDS = 1.0
 
 
 def deaths(script: Sequence[Script], lag_seconds: float = 0.0, shape: Shape | None = None) -> Iterator[Crash]:
@@ -35,3 +47,26 @@ def die_everywhere(
         assert result.deaths == 1, f"{crash} did not happen"
         results.append(result)
     return results
+
+
+def gaps(until: float, step_seconds: float) -> Iterator[Outage | Freeze]:
+    """Every gap that begins before a time: an agent is cut off from Prefect, there or back, or is still."""
+    start = FIRST_GAP_SECONDS
+    while start < until:
+        for seconds in GAP_SECONDS:
+            end = start + seconds
+            yield Outage("prefect", start, end, Loss.REQUEST, PLACE)
+            yield Outage("prefect", start, end, Loss.ANSWER, PLACE)
+            yield Freeze(PLACE, start, end)
+        start += step_seconds
+
+
+def stand_every_gap(script: Sequence[Script], step_seconds: float) -> list[Result]:
+    """Play a script with each gap of one agent, while another is at work.
+
+    Raises Violation for the first that breaks an invariant.
+    """
+    undisturbed = play(script, shape=TWO_AGENTS)
+    return [
+        play(script, gap=gap, shape=TWO_AGENTS) for gap in gaps(undisturbed.settled_seconds, step_seconds)
+    ]

@@ -18,7 +18,7 @@ import httpx
 from blocks.vertex_queue import VertexLaunchQueue
 from tests.simulation import scripts
 from tests.simulation.agents import Deployment, Shape, make_block
-from tests.simulation.faults import Faults, Loss, Outage, add_lone_faults, add_refusals, draw_faults
+from tests.simulation.faults import Faults, Freeze, Loss, Outage, add_lone_faults, add_refusals, draw_faults
 from tests.simulation.process import make_task
 from tests.simulation.replay import replay
 from tests.simulation.violation import Violation, unforeseen
@@ -140,12 +140,13 @@ def play(
     script: Sequence[scripts.Script],
     *,
     crash: Crash | None = None,
+    gap: Outage | Freeze | None = None,
     lag_seconds: float = 0.0,
     shape: Shape | None = None,
     change: Change | None = None,
     seed: int = 0,
 ) -> Result:
-    """Play a script without any fault but the death of an agent at one effect, and lists that lag.
+    """Play a script without any fault but the death of an agent at one effect, a gap, and lists that lag.
 
     Whoever comes after that agent has the queue's block with a `change`.
     """
@@ -158,10 +159,17 @@ def play(
             world.wandb.push(one)
 
     test = replay(
-        play, tuple(script), crash=crash, lag_seconds=lag_seconds, shape=shape, change=change, seed=seed
+        play, tuple(script), crash=crash, gap=gap, lag_seconds=lag_seconds, shape=shape, change=change,
+        seed=seed,
+    )  # fmt: skip
+    faults = Faults(
+        Random(seed),
+        until=gap.end if gap else 0.0,
+        outages=[gap] if isinstance(gap, Outage) else [],
+        freezes=[gap] if isinstance(gap, Freeze) else [],
     )
     shape = shape or Shape()
-    return _run(test, seed, Faults(Random(seed)), shape, _blocks(2, False, change), 2, prepare, len(script))
+    return _run(test, seed, faults, shape, _blocks(2, False, change), 2, prepare, len(script))
 
 
 def sit_out(systems: Sequence[str], loss: Loss, hours: float) -> Result:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+# Google's have 2048, and the check of such a key takes long each time a block with it is loaded.
+KEY_BITS = 1024
+
 
 def service_account_info(project: str) -> dict[str, str]:
     """Return the JSON of a service account key, freshly made: Google knows nothing of it."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
