@@ -1,4 +1,4 @@
-"""`make simulate`: a death at every effect of every script, then seeds by the thousand, on all cores."""
+"""`make simulate`: deaths at every effect of every script, gaps, then seeds by the thousand, on all cores."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from tests.simulation.agents import Shape
-from tests.simulation.exhaustive import die_everywhere
+from tests.simulation.exhaustive import SCRIPTS_WITH_GAPS, die_everywhere, stand_every_gap
 from tests.simulation.scripts import SCRIPTS
 from tests.simulation.simulate import Change, Result, simulate
 
@@ -23,6 +23,8 @@ CHANGED = ("happy", "preempted once")
 # How agents die besides: nobody notices but by the heartbeat that stands still, and another one is at work.
 SHAPES = (Shape(unnoticed_share=1.0), Shape(agents=2, unnoticed_share=0.5))
 SHAPED = ("happy", "stopped at W&B", "poison, and a good one behind it")
+# How often a gap begins.
+GAP_STEP_SECONDS = 4.0
 # One simulation leaves little behind, and is faster if nobody looks for it meanwhile.
 SEEDS_PER_COLLECTION = 10
 
@@ -37,6 +39,10 @@ def tried(work: Callable[[], list[Result]]) -> tuple[list[Result], str | None]:
 
 def one_script(name: str, change: Change | None, shape: Shape | None) -> tuple[list[Result], str | None]:
     return tried(lambda: die_everywhere(SCRIPTS[name], change=change, shape=shape))
+
+
+def one_script_with_gaps(name: str) -> tuple[list[Result], str | None]:
+    return tried(lambda: stand_every_gap(SCRIPTS_WITH_GAPS[name], GAP_STEP_SECONDS))
 
 
 def ways_to_die() -> list[tuple[str, Change | None, Shape | None]]:
@@ -60,34 +66,45 @@ def one_seed(items: int, seed: int) -> tuple[list[Result], str | None]:
 
 
 def main(seeds: int, first: int, items: int) -> int:
-    started, failures, sums, deaths = time.monotonic(), [], Counter[str](), 0
+    failures: list[str] = []
     with ProcessPoolExecutor(os.cpu_count(), initializer=leave_garbage) as pool:
-        for results, violation in pool.map(one_script, *zip(*ways_to_die(), strict=True)):
-            deaths += len(results)
-            failures += [violation] if violation else []
-        print(
-            f"{deaths:,} single deaths in {len(SCRIPTS)} scripts, the queue unchanged or changed afterwards, "
-            f"noticed or not, alone or beside another agent: {time.monotonic() - started:.0f} s, "
-            f"{len(failures)} violations",
-            flush=True,
+        collect(
+            f"{{single}} single deaths in {len(SCRIPTS)} scripts, the queue unchanged or changed afterwards, "
+            "noticed or not, alone or beside another agent",
+            pool.map(one_script, *zip(*ways_to_die(), strict=True)),
+            failures,
         )
-        started, broken = time.monotonic(), len(failures)
-        for results, violation in pool.map(
-            partial(one_seed, items), range(first, first + seeds), chunksize=SEEDS_PER_COLLECTION
-        ):
-            failures += [violation] if violation else []
-            for result in results:
-                sums.update(
-                    items=result.items, effects=result.effects, jobs=result.jobs, deaths=result.deaths,
-                    duplicates=result.duplicates,
-                )  # fmt: skip
+        collect(
+            f"{{single}} gaps in {len(SCRIPTS_WITH_GAPS)} scripts, one of two agents cut off or still",
+            pool.map(one_script_with_gaps, SCRIPTS_WITH_GAPS),
+            failures,
+        )
+        collect(
+            f"{seeds:,} seeds: {{sums}}",
+            pool.map(partial(one_seed, items), range(first, first + seeds), chunksize=SEEDS_PER_COLLECTION),
+            failures,
+        )
     for violation in failures[:MOST_SHOWN]:
         print(violation, file=sys.stderr)
-    figures = ", ".join(f"{count:,} {name}" for name, count in sums.items())
-    print(
-        f"{seeds} seeds: {figures}, {time.monotonic() - started:.0f} s, {len(failures) - broken} violations"
-    )
     return 1 if failures else 0
+
+
+def collect(what: str, tries: Iterable[tuple[list[Result], str | None]], failures: list[str]) -> None:
+    """Wait for simulations, print what they came to, and add what was violated to `failures`."""
+    started, broken, single, sums = time.monotonic(), len(failures), 0, Counter[str]()
+    for results, violation in tries:
+        failures += [violation] if violation else []
+        single += len(results)
+        for result in results:
+            sums.update(
+                items=result.items, effects=result.effects, jobs=result.jobs, deaths=result.deaths,
+                duplicates=result.duplicates,
+            )  # fmt: skip
+    told = what.format(
+        single=f"{single:,}", sums=", ".join(f"{count:,} {name}" for name, count in sums.items())
+    )
+    seconds = time.monotonic() - started
+    print(f"{told}: {seconds:.0f} s, {len(failures) - broken} violations", flush=True)
 
 
 if __name__ == "__main__":

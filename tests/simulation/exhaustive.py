@@ -5,21 +5,24 @@ A death comes at each effect: before it, after it but before its answer, and aft
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from tests.simulation.agents import Shape
 from tests.simulation.faults import Freeze, Loss, Outage
-from tests.simulation.scripts import Script
-from tests.simulation.simulate import Change, Result, play
+from tests.simulation.scripts import HAPPY, SCRIPTS, Script
+from tests.simulation.simulate import LEASES_END_SECONDS, Change, Result, play
 from tests.simulation.world import Crash, Moment
 
-# Of two agents the one that takes the first item.
-PLACE = 0
 TWO_AGENTS = Shape(agents=2)
 # So short that nobody takes an agent for gone; that another one adopts its launches meanwhile; and that
 # these have ended as well when it is back.
 GAP_SECONDS = (40.0, 120.0, 400.0)
 FIRST_GAP_SECONDS = 1.0
+SCRIPTS_WITH_GAPS = {
+    **{name: SCRIPTS[name] for name in ("preempted once", "program fails", "stopped at W&B")},
+    "more than there are slots": (HAPPY,) * 4,
+}
 
 
 def deaths(script: Sequence[Script], lag_seconds: float = 0.0, shape: Shape | None = None) -> Iterator[Crash]:
@@ -36,13 +39,14 @@ def die_everywhere(
     lag_seconds: float = 0.0,
     change: Change | None = None,
     shape: Shape | None = None,
+    step: int = 1,
 ) -> list[Result]:
-    """Play a script with each death. Raises Violation for the first that breaks an invariant.
+    """Play a script with each death, or each `step`-th. Raises Violation if that breaks an invariant.
 
     Whoever comes after the death has the queue's block with a `change`.
     """
     results: list[Result] = []
-    for crash in deaths(script, lag_seconds, shape):
+    for crash in itertools.islice(deaths(script, lag_seconds, shape), 0, None, step):
         result = play(script, crash=crash, lag_seconds=lag_seconds, change=change, shape=shape)
         assert result.deaths == 1, f"{crash} did not happen"
         results.append(result)
@@ -53,11 +57,11 @@ def gaps(until: float, step_seconds: float) -> Iterator[Outage | Freeze]:
     """Every gap that begins before a time: an agent is cut off from Prefect, there or back, or is still."""
     start = FIRST_GAP_SECONDS
     while start < until:
-        for seconds in GAP_SECONDS:
+        for place, seconds in itertools.product(range(TWO_AGENTS.agents), GAP_SECONDS):
             end = start + seconds
-            yield Outage("prefect", start, end, Loss.REQUEST, PLACE)
-            yield Outage("prefect", start, end, Loss.ANSWER, PLACE)
-            yield Freeze(PLACE, start, end)
+            yield Outage("prefect", start, end, Loss.REQUEST, place)
+            yield Outage("prefect", start, end, Loss.ANSWER, place)
+            yield Freeze(place, start, end)
         start += step_seconds
 
 
@@ -67,6 +71,5 @@ def stand_every_gap(script: Sequence[Script], step_seconds: float) -> list[Resul
     Raises Violation for the first that breaks an invariant.
     """
     undisturbed = play(script, shape=TWO_AGENTS)
-    return [
-        play(script, gap=gap, shape=TWO_AGENTS) for gap in gaps(undisturbed.settled_seconds, step_seconds)
-    ]
+    until = undisturbed.virtual_seconds - LEASES_END_SECONDS
+    return [play(script, gap=gap, shape=TWO_AGENTS) for gap in gaps(until, step_seconds)]

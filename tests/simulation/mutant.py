@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.simulation.exhaustive import die_everywhere
+from tests.simulation.exhaustive import SCRIPTS_WITH_GAPS, die_everywhere, stand_every_gap
 from tests.simulation.scripts import SCRIPTS, End, Script
 from tests.simulation.simulate import Change, play, simulate
 
@@ -54,7 +54,18 @@ class Deaths:
         die_everywhere(script, lag_seconds=self.lag_seconds, change=self.change)
 
 
-Detector = Play | Seed | Deaths
+@dataclass(frozen=True)
+class Gaps:
+    """A script with gaps of one agent, which begin every few seconds, beside another agent."""
+
+    script: str
+    step_seconds: float = 5.0
+
+    def __call__(self) -> None:
+        stand_every_gap(SCRIPTS_WITH_GAPS[self.script], self.step_seconds)
+
+
+Detector = Play | Seed | Deaths | Gaps
 Break = Callable[[pytest.MonkeyPatch], None]
 
 

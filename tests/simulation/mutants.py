@@ -18,7 +18,7 @@ from flows.queue_item import QueueItem, run_of
 from flows.queue_server import QueueServer
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots
-from tests.simulation.mutant import LATE_SECONDS, Deaths, Play, Seed, noticed_by
+from tests.simulation.mutant import LATE_SECONDS, Deaths, Gaps, Play, Seed, noticed_by
 from tests.simulation.simulate import Change
 from vertex_launch import job_watcher, lifecycle, render
 from vertex_launch.diagnosis import Category
@@ -322,7 +322,7 @@ def silent_agents_never_gone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(standing, "GONE_SECONDS", float("inf"))
 
 
-@noticed_by(Seed(32), 1, 2, 6)
+@noticed_by(Gaps("preempted once"), 1, 2, 6)
 def gone_before_in_doubt(patch: pytest.MonkeyPatch) -> None:
     """Launches are adopted from an agent that cannot know yet that it is taken for gone."""
     patch.setattr(standing, "GONE_SECONDS", 20.0)
@@ -340,7 +340,7 @@ def launches_of_others_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "let_go_of_others", _do_nothing)
 
 
-@noticed_by(Seed(1727), 3, 4)
+@noticed_by(Gaps("more than there are slots"), 3, 4)
 def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
     """An agent gives back a slot that went to another one with its launch, and counts one that is gone."""
 

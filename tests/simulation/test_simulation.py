@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.exhaustive import die_everywhere
+from tests.simulation.exhaustive import SCRIPTS_WITH_GAPS, die_everywhere, stand_every_gap
 from tests.simulation.faults import SYSTEMS, Loss
 from tests.simulation.scripts import SCRIPTS
 from tests.simulation.simulate import Change, play, simulate, sit_out
 
 SEEDS = 12
+# So much of what `make simulate` plays in full.
+EVERY = 4
+GAP_STEP_SECONDS = 40.0
 HOURS = 2.0
 # Longer than it takes until a dead agent is replaced and has looked for a job again.
 LAG_SECONDS = 60.0
@@ -23,7 +26,7 @@ def test_an_agent_may_die_at_any_effect_of_a_happy_launch() -> None:
 
 @pytest.mark.parametrize("change", Change)
 def test_a_job_is_seen_through_although_the_queue_was_changed_since(change: Change) -> None:
-    results = die_everywhere(SCRIPTS["happy"], change=change)
+    results = die_everywhere(SCRIPTS["happy"], change=change, step=EVERY)
 
     assert {result.jobs for result in results} == ({1} if change is Change.REGION else {0, 1})
 
@@ -32,9 +35,14 @@ def test_a_job_is_seen_through_although_the_queue_was_changed_since(change: Chan
 def test_a_duplicate_that_comes_to_light_late_is_found_and_no_end_is_taken_for_the_launch_s(
     name: str,
 ) -> None:
-    results = die_everywhere(SCRIPTS[name], lag_seconds=LAG_SECONDS)
+    results = die_everywhere(SCRIPTS[name], lag_seconds=LAG_SECONDS, step=EVERY)
 
     assert any(result.duplicates for result in results)
+
+
+@pytest.mark.parametrize("name", SCRIPTS_WITH_GAPS)
+def test_an_agent_may_be_cut_off_from_prefect_or_stand_still_beside_another_one(name: str) -> None:
+    assert stand_every_gap(SCRIPTS_WITH_GAPS[name], GAP_STEP_SECONDS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
