@@ -1,4 +1,4 @@
-"""`make soak`: hundreds of items through one agent while a twentieth of all calls goes wrong.
+"""`make soak`: 2,000 items through one agent while a twentieth of all calls goes wrong.
 
 Real processes: an agent, a Prefect server and the sandbox, whose faults are drawn from the seed. In the end
 every item is audited, as many calls must have gone wrong as were meant to, and the agent's memory must be

@@ -145,7 +145,7 @@ async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueu
 async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one_however_the_queue_was_changed(
     queue: LaunchQueue, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.5)
     go = tmp_path / "go"
     until_told = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
     item_id = queue.push("python", *python(until_told))

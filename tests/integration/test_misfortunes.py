@@ -27,7 +27,7 @@ FULL = "The following quotas are exceeded: CustomModelTrainingNvidiaA100GPUsPerP
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done every half minute is done all the time."""
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.5)
     monkeypatch.setattr("flows.queue_server.ADOPTION_SECONDS", 0.3)
     monkeypatch.setattr("flows.stops.STOP_POLL_SECONDS", 0.3)
 

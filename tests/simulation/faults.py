@@ -28,7 +28,7 @@ class Loss(Enum):
     @property
     def is_carried_out(self) -> bool:
         """Whether the other side does what was asked for."""
-        return self in {Loss.NOTHING, Loss.ANSWER}
+        return self is Loss.NOTHING or self is Loss.ANSWER
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Process:
     async def thaw(self) -> None:
         """Wait until the process goes on."""
         while self.is_frozen:
-            await asyncio.sleep(self._frozen_until - self._loop.time())
+            await self._loop.sleep(self._frozen_until - self._loop.time())
 
     def add(self, task: asyncio.Task[Any]) -> None:
         """Let a task be one of this process."""
@@ -96,7 +96,7 @@ class ProcessClock(VirtualClock):
         self._process = process
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await self._loop.sleep(seconds)
         if self._process.is_frozen:
             await self._process.thaw()
 

@@ -118,7 +118,7 @@ class World:
         if self.crash is not None:
             self._die_at(number, Moment.UNANSWERED, process, f"{system}.{name}({subject})")
         if way.back_seconds:
-            await asyncio.sleep(way.back_seconds)
+            await self.loop.sleep(way.back_seconds)
         if process.is_frozen:
             await process.thaw()
         if way.loss is Loss.ANSWER:
@@ -131,7 +131,7 @@ class World:
 
     async def _arrive(self, process: Process, number: int, seconds: float) -> None:
         try:
-            await asyncio.sleep(seconds)
+            await self.loop.sleep(seconds)
         except asyncio.CancelledError:
             self.abandoned.add(number)
             raise
