@@ -184,7 +184,6 @@ class Agent:
         can be served.
         """
         await self._prepare()
-        await self._register()
         if not self._rotations:
             raise next(iter(self.failures.values()), ValueError("no queue was named"))
         try:
@@ -211,14 +210,19 @@ class Agent:
         return reason
 
     async def _prepare(self) -> None:
-        """Make a server of each queue that can be served, in groups that share a limit."""
+        """Make a server of each queue that can be served, in groups that share a limit, and register them."""
         sessions = [session for session in self._sessions if await self._can_serve(session)]
+        groups: list[tuple[asyncio.Event, list[QueueServer]]] = []
         for members in by_shared_limits([session.block.shared_limits for session in sessions]):
             wake = asyncio.Event()
-            servers = [self._server(sessions[index], wake) for index in members]
-            self._wakes.append(wake)
-            self._rotations.append(Rotation(servers, wake=wake, clock=self._clock))
-        self._unregistered = [*self._servers()]
+            groups.append((wake, [self._server(sessions[index], wake) for index in members]))
+        self._unregistered = [server for _, servers in groups for server in servers]
+        await self._register()
+        for wake, servers in groups:
+            served = [server for server in servers if server.session.block_name not in self.failures]
+            if served:
+                self._wakes.append(wake)
+                self._rotations.append(Rotation(served, wake=wake, clock=self._clock))
 
     async def _can_serve(self, session: LaunchSession) -> bool:
         """Whether a queue is there; one that cannot be asked for now may be, and its launches go on."""
@@ -233,7 +237,10 @@ class Agent:
         return True
 
     async def _register(self) -> None:
-        """Register those servers at W&B that are not yet, together for each entity."""
+        """Register those servers at W&B that are not yet, together for each entity.
+
+        Who is refused before anything is served serves nothing; later what is under way goes on.
+        """
         by_entity: dict[tuple[str, str], list[QueueServer]] = {}
         for server in self._unregistered:
             base_url, entity, _ = _address(server.session.block)
@@ -242,10 +249,10 @@ class Agent:
             try:
                 queue_ids = [await self._queue_id(server.session) for server in servers]
                 registration = await register(servers, queue_ids)
-            except Transient as error:
-                logger.warning("This agent is not registered at W&B for now: %s", error)
-                continue
             except LaunchError as error:
+                if isinstance(error, Transient) or self._rotations:
+                    logger.warning("This agent is not registered at W&B for now: %s", error)
+                    continue
                 for server in servers:
                     self._give_up(server.session.block_name, error)
             else:

@@ -203,6 +203,17 @@ async def test_two_blocks_of_one_queue_are_not_served_by_one_agent(queue: Launch
     assert queue.item(item_id).state == "FAILED"
 
 
+async def test_an_agent_that_may_not_register_serves_nothing_and_says_why(queue: LaunchQueue):
+    item_id = queue.push("sandbox/no-wandb")
+    await queue.sandbox.faults.add(
+        Fault(server="wandb", operation="createLaunchAgent", what=What.ANSWER, status=403, times=None)
+    )
+    ended = await serving(queue)
+    assert ended.is_failed()
+    assert "403" in ended.message
+    assert queue.item(item_id).state == "PENDING"
+
+
 async def test_an_agent_that_starts_while_wandb_is_away_carries_on_what_is_left_and_registers_later(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ):

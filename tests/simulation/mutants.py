@@ -294,7 +294,7 @@ def left_jobs_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(steps, "find_left_job", _do_nothing)
 
 
-@noticed_by(Seed(333), 10)
+@noticed_by(Seed(338), 10)
 def refused_at_wandb_for_good(patch: pytest.MonkeyPatch) -> None:
     """Somebody whom W&B denies the queue for a while takes that for the item's fault."""
     patch.setattr(steps, "denial_passes", nullcontext)
