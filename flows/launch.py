@@ -107,6 +107,7 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
                 item=item,
                 flow_run_id=own_flow_run_id(),
                 may_have_job=runtime.get_run_count() > 1,
+                may_have_twin=runtime.get_run_count() > 2,
                 whereabouts=await _noted_whereabouts(session, item),
             )
             live.may_submit.set()

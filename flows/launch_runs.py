@@ -20,7 +20,17 @@ from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
 from flows.slots import LEASE_SECONDS, notes_slot
 from flows.standing import Colleagues, read_flow_runs
-from flows.tags import CANCEL_TAG, PRODUCT_TAG, item_of, launch_tags, owner_of, owner_tag, queue_tag
+from flows.tags import (
+    ADOPTED_AGAIN_TAG,
+    ADOPTED_TAG,
+    CANCEL_TAG,
+    PRODUCT_TAG,
+    item_of,
+    launch_tags,
+    owner_of,
+    owner_tag,
+    queue_tag,
+)
 from flows.whereabouts import whereabouts_labels, whereabouts_of
 from vertex_launch.clock import Clock
 from vertex_launch.errors import Problem
@@ -221,7 +231,8 @@ class LaunchRuns:
 
     async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
-        await self._client.update_flow_run(flow_run.id, tags=[*tags, owner_tag(self._owner_id)])
+        tags += [ADOPTED_AGAIN_TAG if ADOPTED_TAG in tags else ADOPTED_TAG, owner_tag(self._owner_id)]
+        await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
 
     async def _ready(self, flow_run: FlowRun) -> FlowRun:
         if flow_run.state is not None and flow_run.state.is_running():

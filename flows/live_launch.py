@@ -48,7 +48,8 @@ class LiveLaunch:
         job: The current attempt's job as it was last seen.
         looked_at: When its jobs were last listed, on the session's monotonic clock.
         may_have_job: Whether another process may have created a job that no list shows yet.
-        may_have_twin: Whether the current job was created although another one might have been there.
+        may_have_twin: Whether the current job was created although another one might have been there, by
+            this process or by one of several before it.
         refusal: Why the item cannot be launched.
         created: When its flow run was made, as far as that is known.
         run_showed_up: Whether the run of a job that succeeded is at W&B.

@@ -30,7 +30,7 @@ from flows.prefect_failures import PREFECT_FAILURES
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
-from flows.tags import CANCEL_TAG
+from flows.tags import ADOPTED_AGAIN_TAG, CANCEL_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
 from vertex_launch.errors import LaunchError
@@ -294,6 +294,7 @@ class QueueServer:
             flow_run.id,
             api_key=api_key,
             may_have_job=flow_run.run_count > 0,
+            may_have_twin=flow_run.run_count > 1 or ADOPTED_AGAIN_TAG in flow_run.tags,
             whereabouts=whereabouts_of(flow_run.labels),
             created=flow_run.created,
         )
@@ -383,9 +384,13 @@ class QueueServer:
             await self._runs.note_whereabouts(flow_run, preparation.whereabouts(self.session, item))
             slots = self._scheduler_slots if item.is_scheduler else self._slots
             slot = await slots.take_over(flow_run.labels, flow_run.id)
-            if self._clock.monotonic() - looked > FRESH_SECONDS and await self._runs.has_gone_on(flow_run.id):
-                slots.forget(slot)
-                continue
+            with contextlib.ExitStack() as undo:
+                # Also if that cannot be asked: the next pass takes it over again.
+                undo.callback(slots.forget, slot)
+                is_old = self._clock.monotonic() - looked > FRESH_SECONDS
+                if is_old and await self._runs.has_gone_on(flow_run.id):
+                    continue
+                undo.pop_all()
             if self._held is not None and self._held.item_id == item.item_id:
                 self._held = None  # the answer to its creation was lost: this is its launch
             logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)

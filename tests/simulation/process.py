@@ -42,6 +42,8 @@ class Process:
         # Whether it is about to end, or has, and when something last went wrong with one of its calls.
         self.is_ending = False
         self.disturbed = -inf
+        # When it went on, or will, after it last stood still.
+        self.woken = -inf
         self.started = loop.time()
         # When it last asked for the jobs of an item in a region, by the item's label and the region.
         self.looks: dict[tuple[str, str], Look] = {}
@@ -66,7 +68,7 @@ class Process:
 
     def freeze(self, until: float) -> None:
         """Stand still until then."""
-        self._frozen_until = max(until, self._frozen_until)
+        self.woken = self._frozen_until = max(until, self._frozen_until)
         self.disturbed = max(until, self.disturbed)
 
     @property
