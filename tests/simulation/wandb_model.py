@@ -93,7 +93,8 @@ class WandbModel:
     def acknowledge(self, item_id: str, run_id: str) -> None:
         item = self.items[item_id]
         state = self.state_of(item)
-        if state is ItemState.CLAIMED and item.run_id == run_id:
+        # W&B refuses to give a failed one again; whoever reads it then sees whose it was (wandb_queue).
+        if state in {ItemState.CLAIMED, ItemState.FAILED} and item.run_id == run_id:
             return
         if state is not ItemState.LEASED:
             raise Conflict(Problem(f"item {item_id}", f"it is {state.value}, of run {item.run_id}"))
