@@ -20,8 +20,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: $(STAMP)  ## eight runs from a W&B queue through Vertex AI and back, on local servers
 	@$(BIN)/vertex-launch demo $(DEMO_ARGS)
 
-test: $(STAMP)  ## the test suite; four processes keep two cores busy, as many tests wait for others
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
+test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many tests wait for others
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
 	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_sandbox_fuzz.py tests/conformance/test_adapters_fuzz.py tests/integration/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)

@@ -198,12 +198,14 @@ async def _push(run: DemoRun, home: Path, address: SandboxAddress) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        # Ctrl-C is this program's: it would be told of a failed `wandb launch` first.
+        start_new_session=True,
     )
     try:
         output = (await process.communicate())[0].decode(errors="replace")
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         raise
     if process.returncode != 0:
         raise CommandError(f"`wandb launch` failed for {run.name}:\n{output}", "run the demo again")

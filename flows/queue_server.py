@@ -294,7 +294,7 @@ class QueueServer:
             flow_run.id,
             api_key=api_key,
             may_have_job=flow_run.run_count > 0,
-            may_have_twin=flow_run.run_count > 1 or ADOPTED_AGAIN_TAG in flow_run.tags,
+            may_have_twin=ADOPTED_AGAIN_TAG in flow_run.tags,
             whereabouts=whereabouts_of(flow_run.labels),
             created=flow_run.created,
         )

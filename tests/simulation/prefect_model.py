@@ -166,7 +166,7 @@ class PrefectModel:
             if current in _FINAL and state.type in {StateType.CANCELLING, StateType.CRASHED}:
                 return run.state
         self.states.setdefault(flow_run_id, []).append(state)
-        count = run.run_count + (state.type is StateType.RUNNING and current is not StateType.RUNNING)
+        count = run.run_count + (state.type is StateType.RUNNING)
         self._change(flow_run_id, state=self._stamped(state), run_count=count)
         return self.flow_runs[flow_run_id].state
 
