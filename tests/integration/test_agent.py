@@ -323,6 +323,7 @@ async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_
         await queue.create()
         item_id = queue.push("sandbox/train")
         before = await flow_run_of_an_earlier_agent(queue, item_id, owner=uuid4())
+        sandbox.wandb.items.lease_seconds = 60.0
         await drain(queue)
 
         launched = (await queue.launches())[item_id]
