@@ -42,13 +42,12 @@ class Process:
         # Whether it is about to end, or has, and when something last went wrong with one of its calls.
         self.is_ending = False
         self.disturbed = -inf
-        # When it went on, or will, after it last stood still.
-        self.woken = -inf
         self.started = loop.time()
         # When it last asked for the jobs of an item in a region, by the item's label and the region.
         self.looks: dict[tuple[str, str], Look] = {}
         self._loop = loop
-        self._frozen_until = 0.0
+        # When it went on, or will, after it last stood still.
+        self.frozen_until = 0.0
         self._most_tasks = 100
         # In the order of their making, so that they end in the same order each time.
         self._tasks: list[ref[asyncio.Task[Any]]] = []
@@ -68,17 +67,17 @@ class Process:
 
     def freeze(self, until: float) -> None:
         """Stand still until then."""
-        self.woken = self._frozen_until = max(until, self._frozen_until)
+        self.frozen_until = max(until, self.frozen_until)
         self.disturbed = max(until, self.disturbed)
 
     @property
     def is_frozen(self) -> bool:
-        return self._frozen_until - self._loop.time() > CLOCK_SECONDS
+        return self.frozen_until - self._loop.time() > CLOCK_SECONDS
 
     async def thaw(self) -> None:
         """Wait until the process goes on."""
         while self.is_frozen:
-            await self._loop.sleep(self._frozen_until - self._loop.time())
+            await self._loop.sleep(self.frozen_until - self._loop.time())
 
     def add(self, task: asyncio.Task[Any]) -> None:
         """Let a task be one of this process."""

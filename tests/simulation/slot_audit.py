@@ -122,7 +122,7 @@ class SlotAudit:
             is_quiet = holder is not None and holder.disturbed + PAUSE_SECONDS < since
             longest = HAND_SECONDS if is_quiet else LEASE_SECONDS
             # Who stood still renews once more what another one has had, and lost, since.
-            woken = [each.woken for each in self._processes.values() if each.woken <= now]
+            woken = [each.frozen_until for each in self._processes.values() if each.frozen_until <= now]
             require(
                 now - max(since, *woken) <= longest or self._prefect.leases[lease_id].expires < now,
                 4,
