@@ -208,6 +208,10 @@ class LaunchRuns:
         runs = await self.read({flow_run_id})
         return not any(self.is_own(run) and not (run.state and run.state.is_final()) for run in runs)
 
+    async def is_over(self, flow_run_id: UUID) -> bool:
+        """Whether a launch has an outcome, or is gone."""
+        return all(_is_settled(run) for run in await self.read({flow_run_id}))
+
     async def taken(self, flow_run_ids: set[UUID]) -> set[UUID]:
         """Return those of this agent's launches that are gone, or that another agent has taken over."""
         return flow_run_ids - {run.id for run in await self.read(flow_run_ids) if self.is_own(run)}

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -132,8 +132,9 @@ class QueueServer:
         self._next_slot: asyncio.Task[Slot | None] | None = None
         # When it was last clear which launches are left to adopt.
         self._clear_at = -inf
-        # The leases that other agents' launches have noted, as long as nothing can have happened to them.
-        self._covered: dict[UUID, UUID] = {}
+        # The launches that other agents carry under a slot, by the lease that they note; None for one that
+        # needs none.
+        self._covered: dict[UUID, UUID | None] = {}
         # A flow run that is just being made must not look like one that nobody carries.
         self._booking = asyncio.Lock()
         # Sweep schedulers that wait for their place under the limit of schedulers, and adopted launches
@@ -378,7 +379,8 @@ class QueueServer:
             orphan.id: QueueItem.model_validate(orphan.parameters["item"]) for orphan in orphans.values()
         }
         wanted = [orphan for orphan in orphans.values() if items[orphan.id].item_id not in self._carried]
-        for flow_run in await self._runs.adopt(wanted):
+        adopted = await self._runs.adopt(wanted)
+        for flow_run in adopted:
             item = items[flow_run.id]
             live = self._live(item, flow_run)
             await self._runs.note_whereabouts(flow_run, preparation.whereabouts(self.session, item))
@@ -398,22 +400,31 @@ class QueueServer:
             carry = self._carry if slot.is_held else self._carry_waiting
             carry(flow_run, live, slots, slot)
 
-        if all([await self._is_covered(flow_run) for flow_run in self._runs.others]):
+        # One that another agent was quicker to adopt may be owed a slot there, as the next look will tell.
+        if len(adopted) == len(wanted) and await self._are_others_covered():
             self._clear_at = looked
 
-    async def _is_covered(self, flow_run: FlowRun) -> bool:
-        """Whether another agent's launch has a slot: it was there with one, or has begun since then."""
-        if not self._knows_who_carries_what():
-            self._covered.clear()
-        if self._slots.is_given_back(flow_run.labels):
-            return True  # its job has ended
-        lease_id, known = lease_of(flow_run.labels), self._covered.get(flow_run.id)
-        is_new = known is None and self._knows_who_carries_what()
-        if not is_new and known != lease_id and not await self._slots.outlasts(lease_id):
-            return False
-        if lease_id is not None:
-            self._covered[flow_run.id] = lease_id
-        return True
+    async def _are_others_covered(self) -> bool:
+        """Whether every launch that another agent carries has its slot, as far as that can be told."""
+        # A slot that was there stays, unless this agent has not looked for too long.
+        known = self._covered if self._knows_who_carries_what() else {}
+        self._covered = {
+            flow_run.id: lease_of(flow_run.labels)
+            for flow_run in self._runs.others
+            if await self._is_covered(flow_run, known)
+        }
+        return len(self._covered) == len(self._runs.others)
+
+    async def _is_covered(self, flow_run: FlowRun, known: Mapping[UUID, UUID | None]) -> bool:
+        """Whether another agent's launch has the slot that it needs, given what is `known` to be covered."""
+        lease_id = lease_of(flow_run.labels)
+        if flow_run.id in known and known[flow_run.id] == lease_id:
+            return True
+        if self._slots.is_given_back(flow_run.labels) or await self._slots.outlasts(lease_id):
+            return True  # else its job has not ended
+        if QueueItem.model_validate(flow_run.parameters["item"]).is_scheduler:
+            return True
+        return await self._runs.is_over(flow_run.id)  # since it was looked at
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError.

@@ -20,16 +20,17 @@ class Owner:
     """An agent's flow run, and since when a launch has been its own.
 
     `before` is the agent that had it, if what took the launch from it was asked for before it had it, and
-    came late: nobody could know of that, and it goes on until its next look.
+    came late: nobody could know of that, and it goes on until its next look that is answered.
     """
 
     agent: UUID
     since: float
     before: UUID | None = None
 
-    def may_write(self, agent: UUID, began: float, now: float) -> bool:
+    def may_write(self, process: Process, began: float, now: float) -> bool:
         """Whether an agent may carry out what it began at a time: its launch, or on its way before."""
-        is_unaware = agent == self.before and now <= self.since + LOOK_SECONDS
+        agent, unaware_since = process.flow_run_id, max(self.since, process.disturbed)
+        is_unaware = agent == self.before and now <= unaware_since + LOOK_SECONDS
         return agent == self.agent or is_unaware or self.since >= began
 
 
@@ -65,7 +66,7 @@ class Owners:
             if (flow_run_id := self._prefect.launches.get(item_id)) is not None:
                 owner = self._owners[flow_run_id]
                 require(
-                    owner.may_write(process.flow_run_id, began, self._now()),
+                    owner.may_write(process, began, self._now()),
                     invariant,
                     f"{process.name} wrote for item {item_id}, another agent's since {owner.since:.1f} s",
                 )
