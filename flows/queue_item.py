@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -60,7 +61,7 @@ class QueueItem(BaseModel):
         name = self.payload.get("name") if isinstance(self.payload, dict) else None
         return name if isinstance(name, str) and name else f"item-{self.item_id}"
 
-    @property
+    @cached_property
     def spec(self) -> RunSpec | None:
         """The run spec as a typed value, or None for one that cannot be launched."""
         try:

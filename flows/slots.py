@@ -108,8 +108,10 @@ def notes_slot(labels: Mapping[str, object], label: str, limit_name: str) -> boo
 
 def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | None:
     """Return the lease of a launch's slot, as its flow run's labels have it."""
+    if not (noted := labels.get(label)):
+        return None
     try:
-        return UUID(str(labels.get(label)))
+        return UUID(str(noted))
     except ValueError:
         return None
 

@@ -82,7 +82,6 @@ async def _first_of(*works: Coroutine[Any, Any, object]) -> None:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
         # Whoever is cancelled in this moment has to hear of it: no error of a task is taken for its own.
-        await asyncio.wait(tasks)
+        if waiting := [task for task in tasks if task.cancel()]:
+            await asyncio.wait(waiting)

@@ -92,7 +92,8 @@ def json_problems(value: Any, *, where: str, root: str = "") -> tuple[Problem, .
             for key, member in item.items():
                 todo.append((member, (path, key), depth + 1))
                 size_bytes += _own_bytes(key) + 1
-                _check_key(key, _written(root, path) or where, problems)
+                if (what := _flaw_of_key(key)) and len(problems) < MAX_PROBLEMS:
+                    problems.append(Problem(_written(root, path) or where, what, "it is not JSON"))
         elif is_list(item):
             todo.extend((member, (path, index), depth + 1) for index, member in enumerate(item))
         elif (what := _flaw(item)) and len(problems) < MAX_PROBLEMS:
@@ -135,15 +136,10 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _check_key(key: Any, path: str, problems: list[Problem]) -> None:
-    if len(problems) >= MAX_PROBLEMS:
-        return
+def _flaw_of_key(key: Any) -> str:
     if not isinstance(key, str):
-        problems.append(Problem(path, f"the key {shown(key)} is not a string", "it is not JSON"))
-    elif not is_unicode(key):
-        problems.append(
-            Problem(path, f"the key {shown(key)} holds half of a surrogate pair", "it is not JSON")
-        )
+        return f"the key {shown(key)} is not a string"
+    return "" if is_unicode(key) else f"the key {shown(key)} holds half of a surrogate pair"
 
 
 def _written(root: str, path: _Path) -> str:

@@ -21,6 +21,7 @@ MAX_LABELS: Final = 64
 # The server wants fewer than 64 characters and fewer than 128 bytes.
 _MAX_CHARACTERS: Final = 63
 _MAX_BYTES: Final = 127
+_NO_LABEL_CHARACTER: Final = re.compile(r"[^a-z0-9_-]")
 
 
 def launch_key(item_id: str) -> str:
@@ -40,9 +41,11 @@ def label_value(text: str) -> str:
 
     Lower-case letters of any language, digits, `_` and `-`; at most 63 characters and 127 bytes.
     """
+    lower = text.lower()
+    if lower.isascii():
+        return _NO_LABEL_CHARACTER.sub("_", lower)[:_MAX_CHARACTERS]
     kept = "".join(
-        character if character in "_-" or _is_label_character(character) else "_"
-        for character in text.lower()
+        character if character in "_-" or _is_label_character(character) else "_" for character in lower
     )[:_MAX_CHARACTERS]
     while len(kept.encode()) > _MAX_BYTES:
         kept = kept[:-1]

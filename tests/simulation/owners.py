@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from uuid import UUID
 
 from tests.simulation.prefect_model import PrefectModel
@@ -34,6 +35,11 @@ class Owner:
         return agent == self.agent or is_unaware or self.since >= began
 
 
+@cache
+def _agent_of(tag: str) -> UUID:
+    return UUID(tag.removeprefix(OWNER_TAG))
+
+
 class Owners:
     """Who owns each launch, as their tags have it."""
 
@@ -48,7 +54,7 @@ class Owners:
     def look_at(self, flow_run_id: UUID) -> None:
         """Note who owns a launch that has changed."""
         tags = self._prefect.flow_runs[flow_run_id].tags
-        agent = UUID(next(tag for tag in tags if tag.startswith(OWNER_TAG)).removeprefix(OWNER_TAG))
+        agent = _agent_of(next(tag for tag in tags if tag.startswith(OWNER_TAG)))
         known = self._owners.get(flow_run_id)
         if known is None or known.agent != agent:
             is_late = known is not None and self._prefect.asked.get(flow_run_id, self._now()) < known.since

@@ -21,7 +21,8 @@ class NothingEverHappens(RuntimeError):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose time starts at 0 and passes only when nobody can go on.
 
-    It watches no file, and keeps its timers itself: asyncio's own order them by a method in Python.
+    It watches no file, and keeps its timers itself: asyncio's own order them by a method in Python. Nothing
+    is checked of what is called soon: nearly all of it comes from asyncio's own futures.
     """
 
     _ready: deque[asyncio.Handle]
@@ -41,6 +42,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
+
+    def call_soon(
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
 
     def sleep(self, seconds: float) -> asyncio.Future[None]:
         """Return what is done after this time, as `asyncio.sleep` in fewer steps."""
