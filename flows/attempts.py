@@ -63,10 +63,17 @@ TURN_SECONDS = 30.0
 
 
 def render_attempt(session: LaunchSession, live: LiveLaunch) -> Rendering:
-    """Return the job of the launch's current attempt.
+    """Return the job of the launch's current attempt, always the same one.
 
     Raises InvalidQueueConfig with everything that is wrong.
     """
+    renderings = _prepared(live).renderings
+    if live.attempt not in renderings:
+        renderings[live.attempt] = _render(session, live)
+    return renderings[live.attempt]
+
+
+def _render(session: LaunchSession, live: LiveLaunch) -> Rendering:
     block, prepared, run = session.block, _prepared(live), live.run
     assert run is not None
     endpoint = block.wandb_credentials.endpoint()

@@ -18,6 +18,7 @@ from vertex_launch.errors import Permanent
 from vertex_launch.job_source import LaunchImage
 from vertex_launch.lifecycle import JobRecord, Requester, StopRequest
 from vertex_launch.queue_config import QueueConfig
+from vertex_launch.render import Rendering
 from vertex_launch.run_spec import RunSpec
 from vertex_launch.second_chances import Attempt
 from vertex_launch.wandb_queue import RunPath
@@ -32,6 +33,7 @@ class Prepared:
     spec: RunSpec
     config: QueueConfig
     image: LaunchImage
+    renderings: dict[Attempt, Rendering] = field(default_factory=dict[Attempt, Rendering], repr=False)
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
+from typing import NamedTuple
 
 SYSTEMS = ("wandb", "vertex", "prefect")
 # What a call takes at most when nothing is wrong.
@@ -31,8 +32,7 @@ class Loss(Enum):
         return self is Loss.NOTHING or self is Loss.ANSWER
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """How one call goes: the seconds there and back, and what is lost."""
 
     there_seconds: float
