@@ -20,6 +20,7 @@ from blocks.vertex_queue import VertexLaunchQueue
 from flows.agent import agent
 from flows.launch_runs import LaunchRuns
 from flows.queue_item import QueueItem
+from flows.slots import slots_of
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
@@ -303,7 +304,11 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
             popped = await wandb.pop(None)
         assert popped is not None
         assert popped.item_id == item_id
-        flow_run = await runs.create(QueueItem.from_popped(popped), frozenset(), {})
+        slots = slots_of(block, client, holder_id=owner, clock=SystemClock())
+        await slots.ensure_limit()
+        slot = await slots.try_take()
+        assert slot is not None
+        flow_run = await runs.create(QueueItem.from_popped(popped), frozenset(), slots.labels_of(slot))
 
     async def is_back() -> bool:
         return queue.item(item_id).state == "PENDING"
