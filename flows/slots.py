@@ -315,7 +315,8 @@ class Slots:
         for slot in [*self._slots, *self._released]:
             await self._note(slot)
         for slot in [slot for slot in self._slots if slot.is_counted]:
-            await self._lease_counted(slot)
+            if not await self._lease_counted(slot):
+                break
         for mending in self._mendings:
             await mending.mend()
 
@@ -442,20 +443,21 @@ class Slots:
             return False
         return True
 
-    async def _lease_counted(self, slot: Slot) -> None:
-        """Give a slot that is counted without a lease a lease again, if there is room for both.
+    async def _lease_counted(self, slot: Slot) -> bool:
+        """Give a slot that is counted without a lease a lease again; return whether there was room for both.
 
-        Other agents see by its lease that the launch has a slot; without it they start nothing new.
+        Agents that begin see by its lease that the launch has a slot; without it they start nothing new.
         """
         leased = Slot()
         if not await self._acquire(leased):
-            return
+            return False
         if slot not in self._slots or not slot.is_counted:
             await self._give_back(leased)  # its launch has ended meanwhile
-            return
+            return True
         slot.lease_id, slot.renewed, slot.is_counted = leased.lease_id, leased.renewed, False
         await self._note(slot)
         await self._give_back(Slot(is_counted=True))
+        return True
 
     async def _note(self, slot: Slot) -> None:
         """Note the lease on the launch's flow run, or that it is gone."""

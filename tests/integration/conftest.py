@@ -14,6 +14,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_KEY,
     PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
     PREFECT_CLIENT_RETRY_EXTRA_CODES,
     PREFECT_HOME,
     PREFECT_LOCAL_STORAGE_PATH,
@@ -75,6 +76,7 @@ def prefect_client_of(server: PrefectServer) -> Iterator[None]:
     """The Prefect client of this process speaks to `server`."""
     overrides = {
         PREFECT_API_URL: server.api_url,
+        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
         PREFECT_HOME: server.home,
         PREFECT_LOCAL_STORAGE_PATH: server.home / "storage",
     }

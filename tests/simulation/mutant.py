@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -90,3 +91,7 @@ def noticed_by(detector: Detector, *invariants: int) -> Callable[[Break], Break]
         return apply
 
     return add
+
+
+async def do_nothing(*_: Any, **__: Any) -> None:
+    """Stand for whatever is left out."""

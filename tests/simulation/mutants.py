@@ -6,19 +6,19 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows import attempts, course, launch_runs, outcome, queue_server, slots, standing, steps, stops
+from flows import attempts, course, launch_runs, outcome, queue_server, standing, steps, stops
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem, run_of
 from flows.queue_server import QueueServer
 from flows.session import LaunchSession
-from flows.slots import Slot, Slots
-from tests.simulation.mutant import LATE_SECONDS, Deaths, Gaps, Play, Seed, noticed_by
+from flows.slots import Slot
+from tests.simulation.mutant import LATE_SECONDS, Deaths, Gaps, Play, Seed, do_nothing, noticed_by
 from tests.simulation.simulate import Change
 from vertex_launch import job_watcher, lifecycle, render
 from vertex_launch.diagnosis import Category
@@ -29,10 +29,6 @@ from vertex_launch.run_spec import parse_run_spec
 from vertex_launch.second_chances import Attempt, Policy, by_attempt
 from vertex_launch.vertex_types import JobState
 from vertex_launch.wandb_queue import PoppedItem
-
-
-async def _do_nothing(*_: Any, **__: Any) -> None:
-    pass
 
 
 async def _say_done(*_: Any, **__: Any) -> str:
@@ -117,7 +113,7 @@ def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
         except OutcomeUnknown as error:
             raise Refused(Problem("create", str(error))) from error
 
-    patch.setattr(attempts, "find_later", _do_nothing)
+    patch.setattr(attempts, "find_later", do_nothing)
     patch.setattr(attempts, "_create", create_once)
 
 
@@ -211,77 +207,6 @@ def first_end_is_the_last_word(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "find_last_word", watched)
 
 
-@noticed_by(Seed(2), 3)
-def limit_ignored(patch: pytest.MonkeyPatch) -> None:
-    """A slot is granted whether or not there is one."""
-
-    async def granted(self: Slots) -> Slot:
-        return self.owe()
-
-    patch.setattr(Slots, "try_take", granted)
-
-
-@noticed_by(Seed(2), 3)
-def slot_freed_at_submission(patch: pytest.MonkeyPatch) -> None:
-    """A slot is given back once the job is created."""
-    submit = steps.submit
-
-    async def submit_and_free(session: LaunchSession, live: LiveLaunch) -> str:
-        name = await submit(session, live)
-        live.job_ended.set()
-        return name
-
-    patch.setattr(steps, "submit", submit_and_free)
-
-
-@noticed_by(Seed(11), 3, 4)
-def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
-    """The slot of a launch that is left to another agent is given back though its job runs on."""
-    leave = QueueServer._leave
-
-    async def leave_without(self: QueueServer, flow_run: FlowRun) -> None:
-        for lease_id in [UUID(lease)] if (lease := flow_run.labels.get("vertex-launch.lease")) else []:
-            await self._slots._client.release_concurrency_slots_with_lease(lease_id=lease_id)
-        await leave(self, flow_run)
-
-    patch.setattr(QueueServer, "_leave", leave_without)
-
-
-@noticed_by(Seed(4), 4)
-def slot_never_freed(patch: pytest.MonkeyPatch) -> None:
-    """The slot of a launch that is over is neither given back nor left: it is renewed for ever."""
-    patch.setattr(Slots, "release", _do_nothing)
-    patch.setattr(Slots, "forget", lambda *_: None)
-
-
-@noticed_by(Seed(7), 4)
-def lease_not_noted(patch: pytest.MonkeyPatch) -> None:
-    """A launch does not say which slot is its own, so that whoever adopts it has none."""
-    patch.setattr(Slots, "labels_of", lambda *_: {})
-
-
-@noticed_by(Seed(7), 3, 4)
-def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
-    """Slots that live launches hold are taken for nobody's and freed."""
-
-    async def none_noted(*_: Any) -> int:
-        return 0
-
-    patch.setattr(LaunchRuns, "slots_noted", none_noted)
-
-
-@noticed_by(Seed(1), 4, 10)
-def lost_slots_not_mended(patch: pytest.MonkeyPatch) -> None:
-    """Slots that a restarted server counts and nobody holds stay counted."""
-    patch.setattr(Slots, "mend", _do_nothing)
-
-
-@noticed_by(Seed(54), 4, 10)
-def lost_slots_of_shared_limits_not_mended(patch: pytest.MonkeyPatch) -> None:
-    """Slots that a restarted server counts under a shared limit and nobody holds stay counted."""
-    patch.setattr(slots, "SHARED_LIMIT_PREFIX", "there is none")
-
-
 @noticed_by(Deaths("happy", change=Change.REGION), 2)
 def whereabouts_not_noted(patch: pytest.MonkeyPatch) -> None:
     """A launch is looked for only where the queue sends its jobs by now."""
@@ -291,7 +216,7 @@ def whereabouts_not_noted(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Deaths("happy", change=Change.LOCKS), 2)
 def left_jobs_left(patch: pytest.MonkeyPatch) -> None:
     """An item that cannot be launched any more is refused, whatever runs for it already."""
-    patch.setattr(steps, "find_left_job", _do_nothing)
+    patch.setattr(steps, "find_left_job", do_nothing)
 
 
 @noticed_by(Seed(338), 10)
@@ -337,40 +262,7 @@ def never_in_doubt(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(526), 1, 2, 6)
 def launches_of_others_kept(patch: pytest.MonkeyPatch) -> None:
     """An agent that was taken for gone goes on with what is another one's."""
-    patch.setattr(QueueServer, "let_go_of_others", _do_nothing)
-
-
-@noticed_by(Gaps("more than there are slots"), 3, 4)
-def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
-    """An agent gives back a slot that went to another one with its launch, and counts one that is gone."""
-
-    async def give_back(_self: QueueServer, _live: LiveLaunch, slots: Slots, slot: Slot) -> None:
-        await slots.release(slot)
-
-    async def is_own(_self: Slots, _slot: Slot) -> bool:
-        return False
-
-    patch.setattr(QueueServer, "_give_back", give_back)
-    patch.setattr(Slots, "_is_taken", is_own)
-
-
-@noticed_by(Seed(7), 3, 4)
-def leases_never_renewed(patch: pytest.MonkeyPatch) -> None:
-    """A slot ends while its job runs."""
-    patch.setattr(Slots, "keep_renewed", _do_nothing)
-    patch.setattr(Slots, "_may_have_ended", lambda *_: False)
-
-
-@noticed_by(Seed(64), 4)
-def slots_given_back_too_late(patch: pytest.MonkeyPatch) -> None:
-    """A slot is left to its lease when its launch has ended."""
-    patch.setattr(QueueServer, "_give_back", _do_nothing)
-
-
-@noticed_by(Seed(312), 3, 4)
-def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
-    """New items are taken while nobody knows what runs unattended, on slots that are not free."""
-    patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)
+    patch.setattr(QueueServer, "let_go_of_others", do_nothing)
 
 
 @noticed_by(Seed(3), 8)
@@ -484,13 +376,13 @@ def attempt_number_stays(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Play("cancelled in Prefect"), 7, 10)
 def cancel_in_prefect_ignored(patch: pytest.MonkeyPatch) -> None:
     """Prefect is not asked who cancelled a launch."""
-    patch.setattr(stops, "_ask_prefect", _do_nothing)
+    patch.setattr(stops, "_ask_prefect", do_nothing)
 
 
 @noticed_by(Play("stopped at W&B"), 7, 10)
 def stop_at_wandb_ignored(patch: pytest.MonkeyPatch) -> None:
     """W&B is not asked who stopped a run."""
-    patch.setattr(stops, "_ask_wandb", _do_nothing)
+    patch.setattr(stops, "_ask_wandb", do_nothing)
 
 
 @noticed_by(Seed(0), 7, 10)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation import mutants  # noqa: F401 - fills the table
+from tests.simulation import mutants, slot_mutants  # noqa: F401 - they fill the table
 from tests.simulation.mutant import LATE_SECONDS, MUTANTS, Deaths, Detector, Mutant, Play, Seed
 from tests.simulation.scripts import SCRIPTS
 from tests.simulation.violation import Violation

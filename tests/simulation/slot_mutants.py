@@ -1,0 +1,132 @@
+"""How the agent counts its jobs and keeps its slots, broken on purpose: mutants as in `mutants`."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+
+from flows import slots, steps
+from flows.launch_runs import LaunchRuns
+from flows.live_launch import LiveLaunch
+from flows.queue_server import QueueServer
+from flows.session import LaunchSession
+from flows.slots import Slot, Slots
+from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by
+
+
+@noticed_by(Seed(2), 3)
+def limit_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A slot is granted whether or not there is one."""
+
+    async def granted(self: Slots) -> Slot:
+        return self.owe()
+
+    patch.setattr(Slots, "try_take", granted)
+
+
+@noticed_by(Seed(2), 3)
+def slot_freed_at_submission(patch: pytest.MonkeyPatch) -> None:
+    """A slot is given back once the job is created."""
+    submit = steps.submit
+
+    async def submit_and_free(session: LaunchSession, live: LiveLaunch) -> str:
+        name = await submit(session, live)
+        live.job_ended.set()
+        return name
+
+    patch.setattr(steps, "submit", submit_and_free)
+
+
+@noticed_by(Seed(11), 3, 4)
+def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
+    """The slot of a launch that is left to another agent is given back though its job runs on."""
+    leave = QueueServer._leave
+
+    async def leave_without(self: QueueServer, flow_run: FlowRun) -> None:
+        for lease_id in [UUID(lease)] if (lease := flow_run.labels.get("vertex-launch.lease")) else []:
+            await self._slots._client.release_concurrency_slots_with_lease(lease_id=lease_id)
+        await leave(self, flow_run)
+
+    patch.setattr(QueueServer, "_leave", leave_without)
+
+
+@noticed_by(Seed(4), 4)
+def slot_never_freed(patch: pytest.MonkeyPatch) -> None:
+    """The slot of a launch that is over is neither given back nor left: it is renewed for ever."""
+    patch.setattr(Slots, "release", do_nothing)
+    patch.setattr(Slots, "forget", lambda *_: None)
+
+
+@noticed_by(Seed(7), 4)
+def lease_not_noted(patch: pytest.MonkeyPatch) -> None:
+    """A launch does not say which slot is its own, so that whoever adopts it has none."""
+    patch.setattr(Slots, "labels_of", lambda *_: {})
+
+
+@noticed_by(Seed(7), 3, 4)
+def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
+    """Slots that live launches hold are taken for nobody's and freed."""
+
+    async def none_noted(*_: Any) -> int:
+        return 0
+
+    patch.setattr(LaunchRuns, "slots_noted", none_noted)
+
+
+@noticed_by(Seed(1), 4, 10)
+def lost_slots_not_mended(patch: pytest.MonkeyPatch) -> None:
+    """Slots that a restarted server counts and nobody holds stay counted."""
+    patch.setattr(Slots, "mend", do_nothing)
+
+
+@noticed_by(Seed(54), 4, 10)
+def lost_slots_of_shared_limits_not_mended(patch: pytest.MonkeyPatch) -> None:
+    """Slots that a restarted server counts under a shared limit and nobody holds stay counted."""
+    patch.setattr(slots, "SHARED_LIMIT_PREFIX", "there is none")
+
+
+@noticed_by(Gaps("more than there are slots"), 3, 4)
+def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
+    """An agent gives back a slot that went to another one with its launch, and counts one that is gone."""
+
+    async def give_back(_self: QueueServer, _live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+        await slots.release(slot)
+
+    async def is_own(_self: Slots, _slot: Slot) -> bool:
+        return False
+
+    patch.setattr(QueueServer, "_give_back", give_back)
+    patch.setattr(Slots, "_is_taken", is_own)
+
+
+@noticed_by(Seed(7), 3, 4)
+def leases_never_renewed(patch: pytest.MonkeyPatch) -> None:
+    """A slot ends while its job runs."""
+    patch.setattr(Slots, "keep_renewed", do_nothing)
+    patch.setattr(Slots, "_may_have_ended", lambda *_: False)
+
+
+@noticed_by(Seed(64), 4)
+def slots_given_back_too_late(patch: pytest.MonkeyPatch) -> None:
+    """A slot is left to its lease when its launch has ended."""
+    patch.setattr(QueueServer, "_give_back", do_nothing)
+
+
+@noticed_by(Seed(312), 3, 4)
+def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
+    """New items are taken while nobody knows what runs unattended, on slots that are not free."""
+    patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)
+
+
+@noticed_by(Seed(2880), 3, 4)
+def launch_without_a_slot_counted_as_covered(patch: pytest.MonkeyPatch) -> None:
+    """An agent that begins takes another one's launch, whose lease is gone, for one that has its slot."""
+    outlasts = Slots.outlasts
+
+    async def none_or_outlasts(self: Slots, lease_id: UUID | None) -> bool:
+        return lease_id is None or await outlasts(self, lease_id)
+
+    patch.setattr(Slots, "outlasts", none_or_outlasts)
