@@ -18,7 +18,8 @@ from prefect.states import Pending, Running, to_state_create
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
-from flows.slots import LEASE_SECONDS, notes_slot
+from flows.slot_label import notes_slot
+from flows.slots import LEASE_SECONDS
 from flows.standing import Colleagues, read_flow_runs
 from flows.tags import (
     ADOPTED_AGAIN_TAG,
@@ -104,9 +105,11 @@ class LaunchRuns:
         owner = None if has_ended else owner_of(flow_run.tags)
         if owner is not None and owner != self._owner_id and await self._colleagues.at_work({owner}):
             return None
+        if not await self._take_over(flow_run):
+            return None
         both = whereabouts_labels(whereabouts | whereabouts_of(flow_run.labels))
         await self._client.update_flow_run_labels(flow_run.id, {**slot_labels, **both})
-        return await self.take_over(flow_run)
+        return await self._ready(await self._client.read_flow_run(flow_run.id))
 
     async def offer(self, item: QueueItem) -> FlowRun | None:
         """Make the flow run of a job that runs already, for the next agent to adopt; None if it has one.
@@ -165,10 +168,11 @@ class LaunchRuns:
             labels = whereabouts_labels(noted | whereabouts)
             await self._client.update_flow_run_labels(flow_run.id, {**labels})
 
-    async def take_over(self, flow_run: FlowRun) -> FlowRun:
-        """Make this agent the owner of a launch whose item it holds, and ready it to run again."""
+    async def _take_over(self, flow_run: FlowRun) -> bool:
+        """Make this agent the owner of a launch; return whether it is, as others may adopt it as well."""
         await self._own(flow_run)
-        return await self._ready(await self._client.read_flow_run(flow_run.id))
+        await self._clock.sleep(CONFIRM_SECONDS)
+        return self.is_own(await self._client.read_flow_run(flow_run.id))
 
     async def adopt(self, orphans: Sequence[FlowRun]) -> list[FlowRun]:
         """Make this agent the owner of orphans and ready them to run again; return those it has got.
@@ -176,10 +180,13 @@ class LaunchRuns:
         Two agents may want the same ones: each writes its name, and a moment later has those that still
         bear it. One that another agent has got since they were looked for is left to it.
         """
-        wanted = [orphan for orphan in orphans if await self._is_orphaned_still(orphan)]
-        for orphan in wanted:
-            # Dying after this line leaves an orphan of ours, found again like any other.
-            await self._own(orphan)
+        wanted: list[FlowRun] = []
+        for orphan in orphans:
+            # Each by itself: while one is marked others may be taken.
+            if await self._is_orphaned_still(orphan):
+                # Dying after this line leaves an orphan of ours, found again like any other.
+                await self._own(orphan)
+                wanted.append(orphan)
         if wanted:
             await self._clock.sleep(CONFIRM_SECONDS)
         runs = await read_flow_runs(self._client, {orphan.id for orphan in wanted})
@@ -216,8 +223,8 @@ class LaunchRuns:
         """Return those of this agent's launches that are gone, or that another agent has taken over."""
         return flow_run_ids - {run.id for run in await self.read(flow_run_ids) if self.is_own(run)}
 
-    async def slots_noted(self, limit_name: str, label: str) -> int:
-        """Return how many launches under way have noted, by a label, a slot under a limit.
+    async def slots_noted(self, limit_name: str, label: str) -> set[UUID]:
+        """Return which launches under way have noted, by a label, a slot under a limit.
 
         Whoever carries them; under a shared limit they are those of all queues.
         """
@@ -225,7 +232,11 @@ class LaunchRuns:
         runs = await self._read(
             [PRODUCT_TAG] if is_shared else self._tags, (*_MAY_BE_ORPHANED, StateType.PAUSED)
         )
-        return sum(notes_slot(run.labels, label, limit_name) and not self._is_long_dead(run) for run in runs)
+        return {
+            run.id
+            for run in runs
+            if notes_slot(run.labels, label, limit_name) and not self._is_long_dead(run)
+        }
 
     def _is_long_dead(self, run: FlowRun) -> bool:
         """Whether a launch crashed and nobody went on with it for longer than its lease can have lasted."""

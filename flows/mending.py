@@ -10,13 +10,16 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 
+from flows.counter import take_off
 from vertex_launch.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -27,8 +30,8 @@ SPREAD_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 3.0
 
 
-# Tells how many launches under way note a slot under a limit, given its name, by a label.
-Noted = Callable[[str, str], Awaitable[int]]
+# Tells which launches under way note a slot under a limit, given its name, by a label.
+Noted = Callable[[str, str], Awaitable[AbstractSet[UUID]]]
 
 
 @dataclass(slots=True)
@@ -62,11 +65,16 @@ class Mendings:
 class Mending:
     """The mending of one limit under which nothing but launches counts.
 
-    `noted` tells how many launches under way note a slot under it, whoever carries them.
+    `noted` tells which launches under way note a slot under it, by their flow runs, whoever carries them.
     """
 
     def __init__(
-        self, client: PrefectClient, limit_name: str, *, noted: Callable[[], Awaitable[int]], clock: Clock
+        self,
+        client: PrefectClient,
+        limit_name: str,
+        *,
+        noted: Callable[[], Awaitable[AbstractSet[UUID]]],
+        clock: Clock,
     ) -> None:
         self._client = client
         self._limit_name = limit_name
@@ -74,8 +82,8 @@ class Mending:
         self._clock = clock
         self._excess: _Excess | None = None
         self._is_mending = asyncio.Lock()
-        # How many slots under it each queue of this agent has in hand: taken, and no launch's yet.
-        self.in_hand: list[Callable[[], int]] = []
+        # How many slots under it each queue of this agent holds for none of these launches.
+        self.unnoted: list[Callable[[AbstractSet[UUID]], int]] = []
 
     def start_over(self) -> None:
         """Count the time anew: something went wrong, or changes hands, and a slot may be counted for it."""
@@ -116,15 +124,21 @@ class Mending:
         self._excess = None
         if least > 0:
             logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
-            await self._client.release_concurrency_slots([self._limit_name], least, EXCESS_SECONDS)
+            await take_off(self._client, [self._limit_name], least, occupancy_seconds=EXCESS_SECONDS)
 
     async def _count_excess(self) -> int:
-        """Return how many slots the limit counts that no launch has noted, nor this agent in hand."""
+        """Return how many slots at least the limit counts that no launch has noted, nor this agent holds."""
         try:
             limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
             if not limit.active_slots:
                 return 0  # nothing for which it would be worth to read every launch
-            return limit.active_slots - await self._noted() - sum(count() for count in self.in_hand)
+            before = await self._noted()
+            if limit.active_slots <= len(before):
+                return 0
+            # Launches end and begin meanwhile: whichever was there before or after may be what is counted.
+            limit = await self._client.read_global_concurrency_limit_by_name(self._limit_name)
+            noted = before | await self._noted()
+            return limit.active_slots - len(noted) - sum(count(noted) for count in self.unnoted)
         except ObjectNotFound:
             return 0  # somebody has deleted it; whoever takes a slot makes it again
         except httpx.HTTPError:

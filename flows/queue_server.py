@@ -29,7 +29,9 @@ from flows.mending import Mendings
 from flows.prefect_failures import PREFECT_FAILURES
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
-from flows.slots import Slot, Slots, lease_of, scheduler_slots_of, slots_of
+from flows.side_by_side import side_by_side
+from flows.slot_label import lease_of
+from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
 from flows.tags import ADOPTED_AGAIN_TAG, CANCEL_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
@@ -44,6 +46,8 @@ ADOPTION_SECONDS = 30.0
 UNCLEAR_SECONDS = 10.0
 # One look for launches to adopt may fail or take its time; after that nobody knows any more.
 CLEAR_SECONDS = 75.0
+# So long a lease that was there lasts, whatever has become of who renews it: half of its time.
+COVERED_SECONDS = 150.0
 # What a claim takes unless W&B is away; an item that waited in vain returns to its queue by its lease.
 CLAIM_SECONDS = 5.0
 
@@ -132,9 +136,10 @@ class QueueServer:
         self._next_slot: asyncio.Task[Slot | None] | None = None
         # When it was last clear which launches are left to adopt.
         self._clear_at = -inf
-        # The launches that other agents carry under a slot, by the lease that they note; None for one that
-        # needs none.
+        # The launches of other agents that have a slot or need none, by the lease that they note, and when
+        # this agent began to look at them.
         self._covered: dict[UUID, UUID | None] = {}
+        self._covered_at = -inf
         # A flow run that is just being made must not look like one that nobody carries.
         self._booking = asyncio.Lock()
         # Sweep schedulers that wait for their place under the limit of schedulers, and adopted launches
@@ -286,7 +291,9 @@ class QueueServer:
                 self._carry_waiting(flow_run, live, slots, slots.owe(flow_run.id))
                 return False
             slot.go_with(flow_run.id)
-            self._carry(flow_run, live, self._slots, slot)
+            # Its lease may be lost while it is in hand.
+            carry = self._carry if slot.is_held else self._carry_waiting
+            carry(flow_run, live, self._slots, slot)
         return True
 
     def _live(self, item: QueueItem, flow_run: FlowRun, api_key: SecretStr | None = None) -> LiveLaunch:
@@ -379,8 +386,8 @@ class QueueServer:
             orphan.id: QueueItem.model_validate(orphan.parameters["item"]) for orphan in orphans.values()
         }
         wanted = [orphan for orphan in orphans.values() if items[orphan.id].item_id not in self._carried]
-        adopted = await self._runs.adopt(wanted)
-        for flow_run in adopted:
+        others_count = len(wanted)
+        for flow_run in await self._runs.adopt(wanted):
             item = items[flow_run.id]
             live = self._live(item, flow_run)
             await self._runs.note_whereabouts(flow_run, preparation.whereabouts(self.session, item))
@@ -399,29 +406,36 @@ class QueueServer:
             self.tally.adopted += 1
             carry = self._carry if slot.is_held else self._carry_waiting
             carry(flow_run, live, slots, slot)
+            others_count -= 1
 
+        is_covered = await self._are_others_covered(looked)
         # One that another agent was quicker to adopt may be owed a slot there, as the next look will tell.
-        if len(adopted) == len(wanted) and await self._are_others_covered():
+        if is_covered and not others_count:
             self._clear_at = looked
 
-    async def _are_others_covered(self) -> bool:
+    async def _are_others_covered(self, looked: float) -> bool:
         """Whether every launch that another agent carries has its slot, as far as that can be told."""
         # A slot that was there stays, unless this agent has not looked for too long.
-        known = self._covered if self._knows_who_carries_what() else {}
-        self._covered = {
-            flow_run.id: lease_of(flow_run.labels)
-            for flow_run in self._runs.others
-            if await self._is_covered(flow_run, known)
-        }
-        return len(self._covered) == len(self._runs.others)
+        known = self._covered if looked - self._covered_at <= COVERED_SECONDS else {}
+        others = self._runs.others
+        are_covered = await side_by_side(lambda flow_run: self._is_covered(flow_run, known), others)
+        self._covered_at, self._covered = (
+            looked,
+            {
+                flow_run.id: lease_of(flow_run.labels)
+                for flow_run, is_covered in zip(others, are_covered, strict=True)
+                if is_covered
+            },
+        )
+        return all(are_covered)
 
     async def _is_covered(self, flow_run: FlowRun, known: Mapping[UUID, UUID | None]) -> bool:
-        """Whether another agent's launch has the slot that it needs, given what is `known` to be covered."""
+        """Whether another agent's launch has a slot or needs none, given what is `known` to be so."""
         lease_id = lease_of(flow_run.labels)
         if flow_run.id in known and known[flow_run.id] == lease_id:
             return True
-        if self._slots.is_given_back(flow_run.labels) or await self._slots.outlasts(lease_id):
-            return True  # else its job has not ended
+        if self._slots.is_given_back(flow_run.labels) or await self._slots.renew_of_another(lease_id):
+            return True
         if QueueItem.model_validate(flow_run.parameters["item"]).is_scheduler:
             return True
         return await self._runs.is_over(flow_run.id)  # since it was looked at

@@ -16,9 +16,9 @@ slot is held without it. What is counted and nobody's is taken off once it has b
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -29,7 +29,17 @@ from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from blocks.vertex_queue import VertexLaunchQueue
+from flows.counter import take_off
 from flows.mending import Mending
+from flows.side_by_side import side_by_side
+from flows.slot_label import (
+    GIVEN_BACK,
+    LEASE_LABEL,
+    NO_SLOT,
+    SCHEDULER_LEASE_LABEL,
+    lease_of,
+    slot_labels,
+)
 from vertex_launch.clock import Clock
 from vertex_launch.errors import NotFound, Problem
 from vertex_launch.shared_limit import SHARED_LIMIT_PREFIX
@@ -42,11 +52,6 @@ MendingOf = Callable[[str, str], Mending]
 Taken = Callable[[set[UUID]], Awaitable[set[UUID]]]
 
 UNLIMITED = -1
-# The labels of a launch's flow run that note the lease of its slot: as a job, or as a sweep scheduler.
-LEASE_LABEL = "vertex-launch.lease"
-SCHEDULER_LEASE_LABEL = "vertex-launch.scheduler-lease"
-# What that label says of a launch whose job has ended.
-_GIVEN_BACK = "given back"
 # An agent is taken for gone a minute and a half after its last heartbeat, and its launches are adopted
 # within another: leases last until then, whenever they were renewed.
 LEASE_SECONDS = 300.0
@@ -97,25 +102,6 @@ def scheduler_slots_of(
     )
 
 
-def notes_slot(labels: Mapping[str, object], label: str, limit_name: str) -> bool:
-    """Return whether a launch notes a slot under a limit, as its flow run's labels have it.
-
-    One that does not say under which limits is taken to count under any.
-    """
-    limits = labels.get(_limits_label(label))
-    return lease_of(labels, label) is not None and (limits is None or limit_name in json.loads(str(limits)))
-
-
-def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | None:
-    """Return the lease of a launch's slot, as its flow run's labels have it."""
-    if not (noted := labels.get(label)):
-        return None
-    try:
-        return UUID(str(noted))
-    except ValueError:
-        return None
-
-
 @dataclass(eq=False, slots=True)
 class Slot:
     """One place under the limit, for one launch.
@@ -125,18 +111,23 @@ class Slot:
         flow_run_id: The launch's flow run, which notes a lease that is taken anew.
         renewed: When the lease was last taken or renewed, as far as this process knows.
         is_counted: Whether Prefect counts it although it has forgotten the lease.
-        noted: The lease that the flow run notes.
+        noted: What the flow run notes of it.
     """
 
     lease_id: UUID | None = None
     flow_run_id: UUID | None = None
     renewed: float | None = None
     is_counted: bool = False
-    noted: UUID | None = None
+    noted: str = NO_SLOT
 
     def go_with(self, flow_run_id: UUID) -> None:
         """Let the slot be that of a launch whose flow run has noted its lease."""
-        self.flow_run_id, self.noted = flow_run_id, self.lease_id
+        self.flow_run_id, self.noted = flow_run_id, self.text
+
+    @property
+    def text(self) -> str:
+        """The slot as a flow run notes it."""
+        return NO_SLOT if self.lease_id is None else str(self.lease_id)
 
     @property
     def is_held(self) -> bool:
@@ -182,7 +173,7 @@ class Slots:
             if mending_of and (name == limit_name or name.startswith(SHARED_LIMIT_PREFIX))
         ]
         for mending in self._mendings:
-            mending.in_hand.append(self._count_in_hand)
+            mending.unnoted.append(self._count_unnoted)
         self._holder = ConcurrencyLeaseHolder(type="flow_run", id=holder_id) if holder_id else None
         # A dict for its order: renewals and what is owed go by who came first.
         self._slots: dict[Slot, None] = {}
@@ -240,9 +231,7 @@ class Slots:
 
     def labels_of(self, slot: Slot) -> dict[str, str]:
         """Return the labels of a launch's flow run by which the next agent finds its slot."""
-        if slot.lease_id is None:
-            return {}
-        return {self._label: str(slot.lease_id), _limits_label(self._label): json.dumps(self._limit_names)}
+        return {} if slot.lease_id is None else slot_labels(self._label, slot.text, self._limit_names)
 
     def owe(self, flow_run_id: UUID | None = None) -> Slot:
         """Return the slot of a launch that is to have one; `settle` gets it its lease."""
@@ -258,18 +247,20 @@ class Slots:
         slot = Slot(lease_of(labels, self._label))
         slot.go_with(flow_run_id)
         self.start_mending_over()
-        await self._renew(slot)
+        if slot.lease_id is not None and not await self._renew_lease(slot, slot.lease_id):
+            slot.lease_id = None
         self._slots[slot] = None
         return slot
 
-    async def outlasts(self, lease_id: UUID | None) -> bool:
-        """Whether the slot of a launch that another agent carries lasts until that agent would be missed.
+    async def renew_of_another(self, lease_id: UUID | None) -> bool:
+        """Renew the slot of a launch that another agent carries; return whether it has one.
 
-        Raises httpx.HTTPError when Prefect cannot be reached.
+        Until the lease ends that agent is missed, should it be gone. Raises httpx.HTTPError when Prefect
+        cannot be reached.
         """
-        slot = Slot(lease_id)
-        await self._renew(slot)
-        return slot.lease_id is not None or not self._limit_names
+        if lease_id is None:
+            return not self._limit_names
+        return await self._renew_lease(Slot(), lease_id)
 
     async def settle(self) -> bool:
         """Try to get every owed slot its lease; return whether none is owed any more.
@@ -298,7 +289,7 @@ class Slots:
 
     def is_given_back(self, labels: Mapping[str, object]) -> bool:
         """Whether a launch has given its slot back already, as its flow run notes it."""
-        return labels.get(self._label) == _GIVEN_BACK
+        return labels.get(self._label) == GIVEN_BACK
 
     def start_mending_over(self) -> None:
         """Something goes wrong: a slot may be counted for it, and nobody's, for a while."""
@@ -351,8 +342,9 @@ class Slots:
         else:
             await self.release(slot)
 
-    def _count_in_hand(self) -> int:
-        return sum(slot.is_held and slot.flow_run_id is None for slot in self._slots)
+    def _count_unnoted(self, noted: AbstractSet[UUID]) -> int:
+        """Return how many slots are held here for nobody yet, or for a launch that is not among `noted`."""
+        return sum(slot.is_held and slot.flow_run_id not in noted for slot in self._slots)
 
     async def _give_back(self, slot: Slot) -> None:
         if not slot.is_held or not self._limit_names:
@@ -362,47 +354,58 @@ class Slots:
             if lease_id is not None:
                 await self._client.release_concurrency_slots_with_lease(lease_id=lease_id)
             else:
-                await self._client.release_concurrency_slots(
-                    self._limit_names, slots=1, occupancy_seconds=LEASE_SECONDS
-                )
+                await take_off(self._client, self._limit_names, 1, occupancy_seconds=LEASE_SECONDS)
         except httpx.HTTPError as error:
             self.start_mending_over()
-            logger.warning(
-                "A slot of %s could not be given back (%s); its lease ends in at most %.0f s",
-                self._limit_name, error, LEASE_SECONDS,
-            )  # fmt: skip
+            ends = "its lease ends by itself" if lease_id else "it is taken off in about a quarter of an hour"
+            logger.warning("A slot of %s could not be given back (%s); %s", self._limit_name, error, ends)
 
     async def keep_renewed(self) -> None:
         """Renew every lease, for ever; one that is gone becomes owed."""
         while True:
             await self._clock.sleep(RENEWAL_SECONDS)
-            for slot in [slot for slot in self._slots if slot.lease_id is not None]:
-                try:
-                    await self._renew(slot)
-                except httpx.HTTPError as error:
-                    logger.warning("A slot of %s could not be renewed: %s", self._limit_name, error)
+            leased = [slot for slot in self._slots if slot.lease_id is not None]
+            # Side by side: while calls are slow, the last one's lease must not end before its turn.
+            await side_by_side(self._try_to_renew, leased)
+
+    async def _try_to_renew(self, slot: Slot) -> None:
+        try:
+            if slot in self._slots:
+                await self._renew(slot)
+        except httpx.HTTPError as error:
+            logger.warning("A slot of %s could not be renewed: %s", self._limit_name, error)
 
     async def _renew(self, slot: Slot) -> None:
-        if slot.lease_id is None or not self._limit_names:
+        """Renew the lease of a slot; one that is gone becomes counted without it, or owed."""
+        lease_id = slot.lease_id
+        if lease_id is None or await self._renew_lease(slot, lease_id):
             return
-        sent, lease_id = self._clock.monotonic(), slot.lease_id
+        # A lease that is gone before its time was forgotten. Not noted, the slot would be taken off in time.
+        is_counted = slot.noted == str(lease_id) and not self._has_ended(slot)
+        if await self._is_taken(slot):
+            self.forget(slot)  # and whoever has the launch may have given it back
+        elif slot.lease_id == lease_id:  # else it was given back meanwhile, or has a new one
+            logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
+            slot.lease_id, slot.is_counted = None, is_counted
+
+    async def _renew_lease(self, slot: Slot, lease_id: UUID) -> bool:
+        """Renew a lease, and note in its slot when that was asked for; return whether there is one."""
+        if not self._limit_names:
+            return True
+        sent = self._clock.monotonic()
         try:
             await self._client.renew_concurrency_lease(lease_id, lease_duration=LEASE_SECONDS)
-            slot.renewed = sent
         except httpx.HTTPError as error:
-            if _status_of(error) not in {404, 410}:
-                self.start_mending_over()
-                raise
-            if slot.lease_id != lease_id:
-                return  # it was given back meanwhile
-            if await self._is_taken(slot):
-                self.forget(slot)  # and whoever has the launch may have given it back
-                return
-            if slot.lease_id != lease_id:
-                return  # it has a new one meanwhile
-            logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
-            slot.lease_id = None
-            slot.is_counted = slot.renewed is not None and sent - slot.renewed < LEASE_SECONDS
+            if _status_of(error) in {404, 410}:
+                return False
+            self.start_mending_over()
+            raise
+        slot.renewed = sent
+        return True
+
+    def _has_ended(self, slot: Slot) -> bool:
+        """Whether the lease of a slot may have ended by itself, since it was renewed."""
+        return slot.renewed is None or self._clock.monotonic() - slot.renewed >= LEASE_SECONDS
 
     async def _is_taken(self, slot: Slot) -> bool:
         if self._taken is None or slot.flow_run_id is None:
@@ -455,25 +458,26 @@ class Slots:
             await self._give_back(leased)  # its launch has ended meanwhile
             return True
         slot.lease_id, slot.renewed, slot.is_counted = leased.lease_id, leased.renewed, False
-        await self._note(slot)
         await self._give_back(Slot(is_counted=True))
+        await self._note(slot)
         return True
 
     async def _note(self, slot: Slot) -> None:
         """Note the lease on the launch's flow run, or that it is gone."""
-        if slot.flow_run_id is None or slot.is_counted or slot.noted == slot.lease_id:
+        if slot.flow_run_id is None or slot.is_counted:
             return
         if slot not in self._slots and slot not in self._released:
             return  # it went with its launch meanwhile
-        lease_id, gone = slot.lease_id, _GIVEN_BACK if slot in self._released else ""
-        await self._client.update_flow_run_labels(
-            slot.flow_run_id, {self._label: gone, **self.labels_of(slot)}
-        )
-        slot.noted = lease_id
-
-
-def _limits_label(label: str) -> str:
-    return f"{label}-limits"
+        text = GIVEN_BACK if slot in self._released else slot.text
+        if text == slot.noted:
+            return
+        labels = slot_labels(self._label, text, self._limit_names)
+        try:
+            await self._client.update_flow_run_labels(slot.flow_run_id, {**labels})
+        except httpx.HTTPStatusError as error:
+            if _status_of(error) != httpx.codes.NOT_FOUND:
+                raise  # else somebody has deleted it, and its job is seen through all the same
+        slot.noted = text
 
 
 def _status_of(error: httpx.HTTPError) -> int | None:

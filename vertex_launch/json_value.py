@@ -28,6 +28,12 @@ type_names: Final[dict[type, str]] = {
     dict: "an object",
 }
 
+# What is wrong with a value, why, and perhaps what to do; empty when nothing is.
+_Flaw: TypeAlias = tuple[str, str] | tuple[str, str, str] | tuple[()]
+_NOT_JSON: Final = "it is not JSON"
+# PostgreSQL, where Prefect keeps what it is given, has no such character in its JSON.
+_NO_NUL: Final = ("no argument, variable or database can", "Remove it.")
+
 # A path is a chain of (parent, key or index): it costs nothing until a problem is written.
 _Path: TypeAlias = tuple[Any, Any] | None
 
@@ -76,7 +82,8 @@ def json_problems(value: Any, *, where: str, root: str = "") -> tuple[Problem, .
 
     A value larger than 480 KiB (as compact JSON) or nested deeper than 100 levels is reported as
     such alone. Otherwise each NaN, infinite number, integer beyond a double's range, text that is
-    not Unicode and value that is not JSON is reported with its exact path, up to a hundred of them.
+    not Unicode or holds a NUL character and value that is not JSON is reported with its exact path, up to a
+    hundred of them.
     """
     problems: list[Problem] = []
     size_bytes = 0
@@ -92,12 +99,12 @@ def json_problems(value: Any, *, where: str, root: str = "") -> tuple[Problem, .
             for key, member in item.items():
                 todo.append((member, (path, key), depth + 1))
                 size_bytes += _own_bytes(key) + 1
-                if (what := _flaw_of_key(key)) and len(problems) < MAX_PROBLEMS:
-                    problems.append(Problem(_written(root, path) or where, what, "it is not JSON"))
+                if (flaw := _flaw_of_key(key)) and len(problems) < MAX_PROBLEMS:
+                    problems.append(Problem(_written(root, path) or where, *flaw))
         elif is_list(item):
             todo.extend((member, (path, index), depth + 1) for index, member in enumerate(item))
-        elif (what := _flaw(item)) and len(problems) < MAX_PROBLEMS:
-            problems.append(Problem(_written(root, path) or where, what, "it is not JSON"))
+        elif (flaw := _flaw(item)) and len(problems) < MAX_PROBLEMS:
+            problems.append(Problem(_written(root, path) or where, *flaw))
     # Members wait on a stack, so they are met last to first.
     return tuple(reversed(problems))
 
@@ -113,16 +120,18 @@ def _own_bytes(value: Any) -> int:
     return 4
 
 
-def _flaw(value: Any) -> str:
+def _flaw(value: Any) -> _Flaw:
     if value is None or isinstance(value, bool):
-        return ""
+        return ()
     if isinstance(value, int):
-        return "" if value.bit_length() <= MAX_INTEGER_BITS else f"{shown(value)} is too large"
+        return () if value.bit_length() <= MAX_INTEGER_BITS else (f"{shown(value)} is too large", _NOT_JSON)
     if isinstance(value, float):
-        return "" if math.isfinite(value) else f"{value} is not a number that JSON knows"
+        return () if math.isfinite(value) else (f"{value} is not a number that JSON knows", _NOT_JSON)
     if isinstance(value, str):
-        return "" if is_unicode(value) else "half of a surrogate pair is not a character"
-    return f"a Python {type(value).__name__} is not a JSON value"
+        if not is_unicode(value):
+            return ("half of a surrogate pair is not a character", _NOT_JSON)
+        return ("holds a NUL character", *_NO_NUL) if "\0" in value else ()
+    return (f"a Python {type(value).__name__} is not a JSON value", _NOT_JSON)
 
 
 def is_unicode(text: str) -> bool:
@@ -136,10 +145,12 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _flaw_of_key(key: Any) -> str:
+def _flaw_of_key(key: Any) -> _Flaw:
     if not isinstance(key, str):
-        return f"the key {shown(key)} is not a string"
-    return "" if is_unicode(key) else f"the key {shown(key)} holds half of a surrogate pair"
+        return (f"the key {shown(key)} is not a string", _NOT_JSON)
+    if not is_unicode(key):
+        return (f"the key {shown(key)} holds half of a surrogate pair", _NOT_JSON)
+    return (f"the key {shown(key)} holds a NUL character", *_NO_NUL) if "\0" in key else ()
 
 
 def _written(root: str, path: _Path) -> str:

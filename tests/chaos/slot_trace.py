@@ -83,7 +83,8 @@ def _trace_taking() -> None:
 
 def _trace_passing() -> None:
     from flows.launch_runs import LaunchRuns
-    from flows.slots import Slots, lease_of
+    from flows.slot_label import lease_of
+    from flows.slots import Slots
 
     release, create = Slots.release, LaunchRuns.create
 

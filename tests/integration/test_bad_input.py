@@ -311,6 +311,11 @@ BAD = [
         "Put large inputs into a W&B artifact or a bucket and pass their names.",
         {"overrides": {"run_config": {"notes": "x" * 1_000_000}}},
     ),
+    Bad(
+        "a character that no database has",
+        "overrides.run_config.notes: holds a NUL character (no argument, variable or database can). Remove it.",
+        {"overrides": {"run_config": {"notes": "a\0b"}}},
+    ),
     Bad("500 levels", "nested deeper than 100 levels", text=nested(500)),
     Bad(
         "10,000 levels",

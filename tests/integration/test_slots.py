@@ -8,7 +8,8 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.launch import launch
-from flows.slots import lease_of, slots_of
+from flows.slot_label import lease_of
+from flows.slots import slots_of
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
 from vertex_launch.clock import SystemClock
@@ -40,7 +41,7 @@ async def test_a_slot_that_a_restarted_server_only_counts_is_kept_and_gets_a_lea
         limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
         assert limit.active_slots == 1
         noted = lease_of((await client.read_flow_run(flow_run.id)).labels)
-        assert await others.outlasts(noted) == (max_jobs > 1)
+        assert await others.renew_of_another(noted) == (max_jobs > 1)
         await slots.release(slot)
         limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
         assert limit.active_slots == 0
