@@ -313,7 +313,7 @@ BAD = [
     ),
     Bad(
         "a character that no database has",
-        "overrides.run_config.notes: holds a NUL character (no argument, variable or database can). Remove it.",
+        "overrides.run_config.notes: holds a NUL character (no argument, variable or database can)",
         {"overrides": {"run_config": {"notes": "a\0b"}}},
     ),
     Bad("500 levels", "nested deeper than 100 levels", text=nested(500)),
