@@ -31,6 +31,7 @@ from vertex_launch.retry import asked_pause_seconds
 # launch wait and start over, for as long as it takes.
 FIRST_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 300.0
+_ANOTHERS = "another agent has taken it over, or may have"
 
 Step = Callable[[LaunchSession, LiveLaunch], Awaitable[Any]]
 
@@ -56,6 +57,9 @@ class Course:
         try:
             ended = await self._until_settled()
         except Conflict as error:
+            # The item may have been another agent's for long, and its launch too: that one's state stays.
+            if not await session.until_sure(live):
+                raise Abort(_ANOTHERS) from error
             ended = outcome.elsewhere_state(error)
         finally:
             session.live.pop(live.item.item_id, None)
@@ -119,13 +123,13 @@ class Course:
     async def _tell(self, step: Step) -> None:
         """Tell how the launch ended. Raises Abort if somebody else speaks for it by now, or may."""
         if not await self._session.until_sure(self._live) or not await self._take(step):
-            raise Abort("another agent has taken it over, or may have")
+            raise Abort(_ANOTHERS)
 
     async def _steps(self) -> State[Any]:
         session, live, log = self._session, self._live, run_log()
         if is_claimed := await self._taken_unless_left(steps.claim):
             if live.run is None:
-                raise Abort("another agent has taken it over, or may have")
+                raise Abort(_ANOTHERS)
             log.info("Claimed item %s as run %s", live.item.item_id, live.run.run_id)
         while True:
             if live.item.job_name:
