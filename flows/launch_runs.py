@@ -107,6 +107,7 @@ class LaunchRuns:
             return None
         if not await self._take_over(flow_run):
             return None
+        # Only now: they are another agent's if that one was quicker.
         both = whereabouts_labels(whereabouts | whereabouts_of(flow_run.labels))
         await self._client.update_flow_run_labels(flow_run.id, {**slot_labels, **both})
         return await self._ready(await self._client.read_flow_run(flow_run.id))
@@ -169,10 +170,11 @@ class LaunchRuns:
             await self._client.update_flow_run_labels(flow_run.id, {**labels})
 
     async def _take_over(self, flow_run: FlowRun) -> bool:
-        """Make this agent the owner of a launch; return whether it is, as others may adopt it as well."""
+        """Make this agent the owner of a launch; return whether it is, as others may adopt it or end it."""
         await self._own(flow_run)
         await self._clock.sleep(CONFIRM_SECONDS)
-        return self.is_own(await self._client.read_flow_run(flow_run.id))
+        run = await self._client.read_flow_run(flow_run.id)
+        return self.is_own(run) and not _is_settled(run)
 
     async def adopt(self, orphans: Sequence[FlowRun]) -> list[FlowRun]:
         """Make this agent the owner of orphans and ready them to run again; return those it has got.

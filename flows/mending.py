@@ -124,7 +124,13 @@ class Mending:
         self._excess = None
         if least > 0:
             logger.warning("%s counts %d slots that are nobody's; correcting it", self._limit_name, least)
-            await take_off(self._client, [self._limit_name], least, occupancy_seconds=EXCESS_SECONDS)
+            await take_off(
+                self._client,
+                [self._limit_name],
+                least,
+                occupancy_seconds=EXCESS_SECONDS,
+                clock=self._clock,
+            )
 
     async def _count_excess(self) -> int:
         """Return how many slots at least the limit counts that no launch has noted, nor this agent holds."""

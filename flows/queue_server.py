@@ -35,7 +35,7 @@ from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
 from flows.tags import ADOPTED_AGAIN_TAG, CANCEL_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
-from vertex_launch.errors import LaunchError
+from vertex_launch.errors import LaunchError, NotFound
 from vertex_launch.lifecycle import Requester, StopRequest
 from vertex_launch.wandb_queue import PoppedItem
 
@@ -228,7 +228,7 @@ class QueueServer:
                 await self._admit_waiting(are_jobs_settled=False)
                 await self._slots.mend()
                 await self._scheduler_slots.mend()
-            except PREFECT_FAILURES as error:
+            except (*PREFECT_FAILURES, NotFound) as error:
                 logger.warning("Prefect could not be asked for launches and slots: %s", error)
 
     async def hand_over(self) -> None:
@@ -288,9 +288,11 @@ class QueueServer:
             live = self._live(item, flow_run, popped.api_key)
             if item.is_scheduler:
                 slots = self._scheduler_slots
-                self._carry_waiting(flow_run, live, slots, slots.owe(flow_run.id))
+                owed = slots.owe()
+                slots.give(owed, flow_run.id, flow_run.labels)
+                self._carry_waiting(flow_run, live, slots, owed)
                 return False
-            slot.go_with(flow_run.id)
+            self._slots.give(slot, flow_run.id, flow_run.labels)
             # Its lease may be lost while it is in hand.
             carry = self._carry if slot.is_held else self._carry_waiting
             carry(flow_run, live, self._slots, slot)
@@ -386,7 +388,7 @@ class QueueServer:
             orphan.id: QueueItem.model_validate(orphan.parameters["item"]) for orphan in orphans.values()
         }
         wanted = [orphan for orphan in orphans.values() if items[orphan.id].item_id not in self._carried]
-        others_count = len(wanted)
+        left_count = len(wanted)
         for flow_run in await self._runs.adopt(wanted):
             item = items[flow_run.id]
             live = self._live(item, flow_run)
@@ -406,11 +408,11 @@ class QueueServer:
             self.tally.adopted += 1
             carry = self._carry if slot.is_held else self._carry_waiting
             carry(flow_run, live, slots, slot)
-            others_count -= 1
+            left_count -= 1
 
         is_covered = await self._are_others_covered(looked)
         # One that another agent was quicker to adopt may be owed a slot there, as the next look will tell.
-        if is_covered and not others_count:
+        if is_covered and not left_count:
             self._clear_at = looked
 
     async def _are_others_covered(self, looked: float) -> bool:

@@ -120,10 +120,6 @@ class Slot:
     is_counted: bool = False
     noted: str = NO_SLOT
 
-    def go_with(self, flow_run_id: UUID) -> None:
-        """Let the slot be that of a launch whose flow run has noted its lease."""
-        self.flow_run_id, self.noted = flow_run_id, self.text
-
     @property
     def text(self) -> str:
         """The slot as a flow run notes it."""
@@ -233,11 +229,15 @@ class Slots:
         """Return the labels of a launch's flow run by which the next agent finds its slot."""
         return {} if slot.lease_id is None else slot_labels(self._label, slot.text, self._limit_names)
 
-    def owe(self, flow_run_id: UUID | None = None) -> Slot:
+    def owe(self) -> Slot:
         """Return the slot of a launch that is to have one; `settle` gets it its lease."""
-        slot = Slot(flow_run_id=flow_run_id)
+        slot = Slot()
         self._slots[slot] = None
         return slot
+
+    def give(self, slot: Slot, flow_run_id: UUID, labels: Mapping[str, object]) -> None:
+        """Let a slot be that of a launch, whose flow run has these labels."""
+        slot.flow_run_id, slot.noted = flow_run_id, str(labels.get(self._label, NO_SLOT))
 
     async def take_over(self, labels: Mapping[str, object], flow_run_id: UUID) -> Slot:
         """Return the slot of a launch that another agent began: with its lease, or else it is owed one.
@@ -245,7 +245,7 @@ class Slots:
         `labels` are those of its flow run. Raises httpx.HTTPError when Prefect cannot be reached.
         """
         slot = Slot(lease_of(labels, self._label))
-        slot.go_with(flow_run_id)
+        self.give(slot, flow_run_id, labels)
         self.start_mending_over()
         if slot.lease_id is not None and not await self._renew_lease(slot, slot.lease_id):
             slot.lease_id = None
@@ -354,10 +354,12 @@ class Slots:
             if lease_id is not None:
                 await self._client.release_concurrency_slots_with_lease(lease_id=lease_id)
             else:
-                await take_off(self._client, self._limit_names, 1, occupancy_seconds=LEASE_SECONDS)
+                await take_off(
+                    self._client, self._limit_names, 1, occupancy_seconds=LEASE_SECONDS, clock=self._clock
+                )
         except httpx.HTTPError as error:
             self.start_mending_over()
-            ends = "its lease ends by itself" if lease_id else "it is taken off in about a quarter of an hour"
+            ends = "its lease ends by itself" if lease_id else "it stays counted until it is noticed"
             logger.warning("A slot of %s could not be given back (%s); %s", self._limit_name, error, ends)
 
     async def keep_renewed(self) -> None:
@@ -380,7 +382,7 @@ class Slots:
         lease_id = slot.lease_id
         if lease_id is None or await self._renew_lease(slot, lease_id):
             return
-        # A lease that is gone before its time was forgotten. Not noted, the slot would be taken off in time.
+        # A lease that is gone before its time was forgotten; what no launch notes is taken off in time.
         is_counted = slot.noted == str(lease_id) and not self._has_ended(slot)
         if await self._is_taken(slot):
             self.forget(slot)  # and whoever has the launch may have given it back

@@ -49,10 +49,11 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                     session.block, client, holder_id=flow_run_id, clock=clock, taken=taken
                 )
                 await slots.ensure_limit()
-                slot = slots.owe(flow_run_id)
+                slot = slots.owe()
+            labels = slots.labels_of(slot)
             whereabouts = whereabouts_labels(preparation.whereabouts(session, item))
-            await _describe(client, session, live, {**slots.labels_of(slot), **whereabouts})
-            slot.go_with(flow_run_id)
+            await _describe(client, session, live, {**labels, **whereabouts})
+            slots.give(slot, flow_run_id, labels)
             async with (
                 in_background(slots.keep_renewed, "slot renewal", clock),
                 in_background(lambda: _look_after(session, slots, slot, live), "slot", clock),

@@ -31,7 +31,7 @@ type_names: Final[dict[type, str]] = {
 # What is wrong with a value, why, and perhaps what to do; empty when nothing is.
 _Flaw: TypeAlias = tuple[str, str] | tuple[str, str, str] | tuple[()]
 _NOT_JSON: Final = "it is not JSON"
-# PostgreSQL, where Prefect keeps what it is given, has no such character in its JSON.
+# Why a text may not hold one: JSON may, but PostgreSQL, where Prefect keeps what it is given, refuses it.
 _NO_NUL: Final = ("no argument, variable or database can", "Remove it.")
 
 # A path is a chain of (parent, key or index): it costs nothing until a problem is written.

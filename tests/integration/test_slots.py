@@ -28,7 +28,7 @@ async def test_a_slot_that_a_restarted_server_only_counts_is_kept_and_gets_a_lea
         slot = await slots.try_take()
         assert slot is not None
         flow_run = await client.create_flow_run(launch, parameters={"queue": "q", "item": {"item_id": "1"}})
-        slot.go_with(flow_run.id)
+        slots.give(slot, flow_run.id, slots.labels_of(slot))
         assert slot.lease_id is not None
         # What a server with its leases in memory knows after a restart: one slot is taken.
         await client.release_concurrency_slots_with_lease(lease_id=slot.lease_id)

@@ -67,6 +67,7 @@ def slot_never_freed(patch: pytest.MonkeyPatch) -> None:
 def lease_not_noted(patch: pytest.MonkeyPatch) -> None:
     """A launch does not say which slot is its own, so that whoever adopts it has none."""
     patch.setattr(Slots, "labels_of", lambda *_: {})
+    patch.setattr(Slots, "_note", do_nothing)
 
 
 @noticed_by(Seed(7), 3, 4)
