@@ -25,8 +25,9 @@ SHAPES = (Shape(unnoticed_share=1.0), Shape(agents=2, unnoticed_share=0.5))
 SHAPED = ("happy", "stopped at W&B", "poison, and a good one behind it")
 # How often a gap begins.
 GAP_STEP_SECONDS = 4.0
-# One simulation leaves little behind, and is faster if nobody looks for it meanwhile.
-SEEDS_PER_COLLECTION = 10
+# A simulation leaves little behind: it is looked for after so many objects.
+OBJECTS_PER_COLLECTION = 10_000
+SEEDS_AT_ONCE = 10
 
 
 def tried(work: Callable[[], list[Result]]) -> tuple[list[Result], str | None]:
@@ -54,20 +55,18 @@ def ways_to_die() -> list[tuple[str, Change | None, Shape | None]]:
     ]
 
 
-def leave_garbage() -> None:
-    gc.disable()
+def collect_rarely() -> None:
     gc.freeze()
+    gc.set_threshold(OBJECTS_PER_COLLECTION, 10, 10)
 
 
 def one_seed(items: int, seed: int) -> tuple[list[Result], str | None]:
-    if seed % SEEDS_PER_COLLECTION == 0:
-        gc.collect()
     return tried(lambda: [simulate(seed, items)])
 
 
 def main(seeds: int, first: int, items: int) -> int:
     failures: list[str] = []
-    with ProcessPoolExecutor(os.cpu_count(), initializer=leave_garbage) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=collect_rarely) as pool:
         collect(
             f"{{single}} single deaths in {len(SCRIPTS)} scripts, the queue unchanged or changed afterwards, "
             "noticed or not, alone or beside another agent",
@@ -81,7 +80,7 @@ def main(seeds: int, first: int, items: int) -> int:
         )
         collect(
             f"{seeds:,} seeds: {{sums}}",
-            pool.map(partial(one_seed, items), range(first, first + seeds), chunksize=SEEDS_PER_COLLECTION),
+            pool.map(partial(one_seed, items), range(first, first + seeds), chunksize=SEEDS_AT_ONCE),
             failures,
         )
     for violation in failures[:MOST_SHOWN]:
