@@ -19,7 +19,8 @@ async def prepare(session: LaunchSession, live: LiveLaunch) -> Prepared:
 
     Raises InvalidRunSpec or InvalidQueueConfig with everything that is wrong.
     """
-    spec = parse_run_spec(live.item.payload, item_id=live.item.item_id)
+    item = live.item
+    spec = item.spec or parse_run_spec(item.payload, item_id=item.item_id)
     config = _config(session, spec)
     live.locations = tuple(_locations(session, config))
     live.plans = len(live.locations)
@@ -49,11 +50,12 @@ async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
 
 def locations(session: LaunchSession, item: QueueItem) -> list[str]:
     """Return the regions that an item's jobs go to."""
-    own = session.block.location
+    if item.spec is None:
+        return [session.block.location]
     try:
-        config = _config(session, parse_run_spec(item.payload, item_id=item.item_id))
+        config = _config(session, item.spec)
     except LaunchError:
-        return [own]
+        return [session.block.location]
     return _locations(session, config)
 
 

@@ -6,7 +6,7 @@ Vertex AI, flow runs, limits and leases at Prefect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
@@ -22,6 +22,7 @@ from tests.simulation.vertex_model import Job, JobState, VertexModel
 from tests.simulation.violation import require
 from tests.simulation.wandb_model import Item, ItemState, WandbModel
 
+_SETTLED = frozenset({ItemState.CLAIMED, ItemState.FAILED})
 # How long a person's cancel may take then.
 CANCEL_SECONDS = 1200.0
 
@@ -99,7 +100,7 @@ class Auditor:
     def _look_at_item(self, item: Item) -> None:
         item_id = item.item_id
         flow_run_id = self._prefect.launches.get(item_id)
-        if item.state in {ItemState.CLAIMED, ItemState.FAILED}:
+        if item.state in _SETTLED:
             require(flow_run_id is not None, 1, f"item {item_id} is {item.state} and in no book")
         if item_id in self._failed:
             require(item.state is ItemState.FAILED, 5, f"item {item_id} had failed and is {item.state}")
@@ -116,7 +117,7 @@ class Auditor:
         ended = self._ended.get(item.item_id)
         if ended is not None:
             require(state.type is ended, 5, f"item {item.item_id}: {ended} was overwritten by {state.type}")
-        elif state.type in ENDS and item.state in {ItemState.CLAIMED, ItemState.FAILED}:
+        elif state.type in ENDS and item.state in _SETTLED:
             # Before, the item goes back to the queue by itself, and its flow run goes on.
             self._ended[item.item_id] = state.type
             if item.run_id is not None:
@@ -132,17 +133,15 @@ class Auditor:
             require(limit.active_slots == 0, 4, f"{limit.name} still counts {limit.active_slots}")
         require(not self._vertex.live(), 10, "a job is still live")
 
-    def unsettled_items(self) -> dict[str, str]:
-        """Return the items that have not ended, with what they are instead."""
-        found: dict[str, str] = {}
+    def unsettled_items(self) -> Iterator[tuple[str, str]]:
+        """The items that have not ended, with what they are instead."""
         for item_id, item in self._wandb.items.items():
-            if item.state not in {ItemState.CLAIMED, ItemState.FAILED}:
-                found[item_id] = f"{self._wandb.state_of(item)} at W&B"
+            if item.state not in _SETTLED:
+                yield item_id, f"{self._wandb.state_of(item)} at W&B"
                 continue
             state = self._prefect.flow_runs[self._prefect.launches[item_id]].state
             if state is None or state.type not in ENDS:
-                found[item_id] = f"{state and state.name} in Prefect"
-        return found
+                yield item_id, f"{state and state.name} in Prefect"
 
     def _look_at_outcome(self, item: Item) -> None:
         item_id = item.item_id

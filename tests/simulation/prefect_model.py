@@ -19,6 +19,7 @@ _FINAL = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, 
 AGENT = "agent"
 # How often the server looks for leases that have ended.
 REPOSSESSION_SECONDS = 15.0
+_DETAILS = StateDetails.model_construct()
 _REQUEST = httpx.Request("POST", "http://prefect.invalid/api/")
 
 
@@ -246,6 +247,6 @@ class PrefectModel:
             name=state.name,
             message=state.message,
             timestamp=EPOCH + timedelta(seconds=self._now()),
-            state_details=StateDetails.model_construct(),
+            state_details=_DETAILS,
             data=None,
         )

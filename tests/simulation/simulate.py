@@ -236,10 +236,10 @@ async def _play_out(world: World, deployment: Deployment, items: int, linger_sec
         now = world.loop.time()
         if now < world.faults.until or len(world.wandb.items) < items:
             return False
-        unsettled = world.auditor.unsettled_items()
         if now > deadline:
+            unsettled = dict(world.auditor.unsettled_items())
             raise Violation(f"at {now:.0f} s not everything has ended: {unsettled}", 10)
-        if unsettled:
+        if next(world.auditor.unsettled_items(), None) is not None:
             return False
         settled_at = settled_at or world.loop.time()
         is_mended = not any(limit.active_slots for limit in world.prefect.limits.values())

@@ -195,7 +195,7 @@ class World:
             self.vertex.stop_program(run_id)
             self.auditor.asked_to_end(item.item_id)
             self.note("somebody", f"stops run {run_id} of item {item.item_id}")
-        elif item.item_id in self.auditor.unsettled_items():
+        elif item.item_id in dict(self.auditor.unsettled_items()):
             self.loop.call_later(PATIENCE_SECONDS, self.stop_run, run_id)
 
     def cancel_launch(self, item_id: str) -> None:
@@ -204,7 +204,7 @@ class World:
         if self.prefect.set_state(flow_run_id, Cancelling(), force=False).is_cancelling():
             self.auditor.asked_to_end(item_id)
             self.note("somebody", f"cancels the launch of item {item_id}")
-        elif item_id in self.auditor.unsettled_items():
+        elif item_id in dict(self.auditor.unsettled_items()):
             self.loop.call_later(PATIENCE_SECONDS, self.cancel_launch, item_id)
 
     def _die_at(self, number: int, moment: Moment, process: Process, what: str) -> None:
