@@ -31,7 +31,7 @@ from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.side_by_side import side_by_side
 from flows.slot_label import lease_of
-from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
+from flows.slots import LEASE_SECONDS, Slot, Slots, scheduler_slots_of, slots_of
 from flows.tags import ADOPTED_AGAIN_TAG, CANCEL_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
@@ -46,8 +46,8 @@ ADOPTION_SECONDS = 30.0
 UNCLEAR_SECONDS = 10.0
 # One look for launches to adopt may fail or take its time; after that nobody knows any more.
 CLEAR_SECONDS = 75.0
-# So long a lease that was there lasts, whatever has become of who renews it: half of its time.
-COVERED_SECONDS = 150.0
+# So long a lease that was there lasts, whatever has become of who renews it.
+COVERED_SECONDS = LEASE_SECONDS / 2
 # What a claim takes unless W&B is away; an item that waited in vain returns to its queue by its lease.
 CLAIM_SECONDS = 5.0
 
@@ -421,14 +421,12 @@ class QueueServer:
         known = self._covered if looked - self._covered_at <= COVERED_SECONDS else {}
         others = self._runs.others
         are_covered = await side_by_side(lambda flow_run: self._is_covered(flow_run, known), others)
-        self._covered_at, self._covered = (
-            looked,
-            {
-                flow_run.id: lease_of(flow_run.labels)
-                for flow_run, is_covered in zip(others, are_covered, strict=True)
-                if is_covered
-            },
-        )
+        self._covered_at = looked
+        self._covered = {
+            flow_run.id: lease_of(flow_run.labels)
+            for flow_run, is_covered in zip(others, are_covered, strict=True)
+            if is_covered
+        }
         return all(are_covered)
 
     async def _is_covered(self, flow_run: FlowRun, known: Mapping[UUID, UUID | None]) -> bool:

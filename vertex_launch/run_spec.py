@@ -411,8 +411,6 @@ class _Reader:
             if isinstance(word, bool) or not isinstance(word, str | int | float):
                 fix = "Put it into quotes." if isinstance(word, bool) else ""
                 self._findings.expected(where, "a string or a number", word, fix)
-            elif isinstance(word, str) and "\0" in word:
-                self._findings.refuse(where, "holds a NUL character", "no argument can", "Remove it.")
             else:
                 result.append(str(word))
         return tuple(result)
@@ -432,9 +430,6 @@ def _text_at(value: Any, path: str, findings: Findings) -> str | None:
         return None
     if not isinstance(value, str):
         findings.expected(path, "a string", value)
-        return None
-    if "\0" in value:
-        findings.refuse(path, "holds a NUL character", "no variable of the container can", "Remove it.")
         return None
     return value
 

@@ -14,6 +14,7 @@ from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_server import QueueServer
 from flows.session import LaunchSession
+from flows.slot_label import lease_of
 from flows.slots import Slot, Slots
 from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by
 
@@ -49,7 +50,7 @@ def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
     leave = QueueServer._leave
 
     async def leave_without(self: QueueServer, flow_run: FlowRun) -> None:
-        for lease_id in [UUID(lease)] if (lease := flow_run.labels.get("vertex-launch.lease")) else []:
+        if lease_id := lease_of(flow_run.labels):
             await self._slots._client.release_concurrency_slots_with_lease(lease_id=lease_id)
         await leave(self, flow_run)
 
