@@ -307,7 +307,7 @@ class Agent:
             await self._register()
             try:
                 for registration in self._registrations:
-                    await registration.say_what_it_does()
+                    await registration.say_what_it_does(is_ending=self._reason_to_end() is not None)
                     if await registration.is_to_stop():
                         self.end_for(STOPPED_BY_WANDB)
             except LaunchError as error:

@@ -25,10 +25,12 @@ class Registration:
     record: AgentRecord
     servers: list[QueueServer] = field(default_factory=list[QueueServer])
 
-    async def say_what_it_does(self) -> None:
-        """Send the heartbeat: RUNNING while a launch is under way, else POLLING."""
-        is_busy = any(server.is_busy for server in self.servers)
-        await self._say(AgentStatus.RUNNING if is_busy else AgentStatus.POLLING)
+    async def say_what_it_does(self, *, is_ending: bool) -> None:
+        """Send the heartbeat: RUNNING while a launch is under way, else POLLING, unless it takes no more."""
+        if any(server.is_busy for server in self.servers):
+            await self._say(AgentStatus.RUNNING)
+        elif not is_ending:
+            await self._say(AgentStatus.POLLING)
 
     async def is_to_stop(self) -> bool:
         """Whether somebody stopped the agent at W&B. Raises LaunchError when W&B cannot be asked."""
