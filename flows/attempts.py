@@ -195,7 +195,8 @@ async def cancel_all(session: LaunchSession, item: QueueItem, noted: Iterable[st
 
     Returns whether there is any job of it. Raises LaunchError when Vertex AI cannot be asked.
     """
-    parents = preparation.whereabouts(session, item) | frozenset(noted)
+    config = preparation.configuration(session, item)
+    parents = preparation.whereabouts(session, config) | frozenset(noted)
     jobs = list(await session.regions.jobs_of(item.item_id, parents))
     if item.job_name is not None:
         jobs.append(await (await session.regions.of(item.job_name)).jobs.get(item.job_name))

@@ -36,6 +36,7 @@ from flows.session import LaunchSession, current_session, enter_session, own_flo
 from flows.tags import item_of
 from flows.whereabouts import whereabouts_labels, whereabouts_of
 from vertex_launch.errors import LaunchError, OutcomeUnknown, Transient
+from vertex_launch.queue_config import QueueConfig
 
 RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
 # A cancelled launch that a worker ran has nobody but its hook: about half an hour of tries.
@@ -103,24 +104,26 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
                 return await _run_course(session, taken)
         live = session.live.get(item.item_id)
         if live is None:
+            config = preparation.configuration(session, item)
             live = LiveLaunch(
                 item=item,
                 flow_run_id=own_flow_run_id(),
+                config=config,
                 may_have_job=runtime.get_run_count() > 1,
                 may_have_twin=runtime.get_run_count() > 2,
-                whereabouts=await _noted_whereabouts(session, item),
+                whereabouts=await _noted_whereabouts(session, config),
             )
             live.may_submit.set()
         return await _run_course(session, live)
 
 
-async def _noted_whereabouts(session: LaunchSession, item: QueueItem) -> frozenset[str]:
+async def _noted_whereabouts(session: LaunchSession, config: QueueConfig | None) -> frozenset[str]:
     """Return where jobs of this flow run's item may be already; note where they may be from now on."""
     async with get_client() as client:
         while True:
             try:
                 noted = whereabouts_of((await client.read_flow_run(own_flow_run_id())).labels)
-                if not (new := preparation.whereabouts(session, item)) <= noted:
+                if not (new := preparation.whereabouts(session, config)) <= noted:
                     await client.update_flow_run_labels(
                         own_flow_run_id(), {**whereabouts_labels(noted | new)}
                     )

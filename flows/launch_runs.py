@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import httpx
 from prefect import State
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import FlowRunCreate
-from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Pending, Running, to_state_create
 
@@ -20,7 +21,7 @@ from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
 from flows.slot_label import notes_slot
 from flows.slots import LEASE_SECONDS
-from flows.standing import Colleagues, read_flow_runs
+from flows.standing import Colleagues, read_flow_runs, runs_of_flow
 from flows.tags import (
     ADOPTED_AGAIN_TAG,
     ADOPTED_TAG,
@@ -295,13 +296,8 @@ class LaunchRuns:
         found: list[FlowRun] = []
         while True:
             page = await self._client.read_flow_runs(
-                flow_filter=FlowFilter.model_validate({"name": {"any_": [launch.name]}}),
-                flow_run_filter=FlowRunFilter.model_validate(
-                    {
-                        "tags": {"all_": list(tags)},
-                        "state": {"type": {"any_": list(states)}},
-                    }
-                ),
+                flow_filter=runs_of_flow(launch.name),
+                flow_run_filter=_selection(tuple(tags), tuple(states)),
                 limit=200,
                 offset=len(found),
             )
@@ -320,6 +316,12 @@ class LaunchRuns:
             return True  # its agent has ended, and it with it
         pause_seconds = min(MAX_CRASH_PAUSE_SECONDS, CRASH_PAUSE_SECONDS * max(0, flow_run.run_count - 1))
         return flow_run.state.timestamp + timedelta(seconds=pause_seconds) <= self._clock.now()
+
+
+@cache
+def _selection(tags: tuple[str, ...], states: tuple[StateType, ...]) -> FlowRunFilter:
+    """Return the filter of the flow runs with all of these tags in one of these states."""
+    return FlowRunFilter.model_validate({"tags": {"all_": tags}, "state": {"type": {"any_": states}}})
 
 
 def _is_settled(flow_run: FlowRun) -> bool:

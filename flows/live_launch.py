@@ -41,6 +41,7 @@ class LiveLaunch:
     """A launch in progress.
 
     Attributes:
+        config: What the queue and the item say about its jobs, if that was parsed before it is prepared.
         attempt: The attempt that is under way: its number, and which of the queue's plans it follows.
         ended: The jobs of the attempts before it, oldest first.
         plans: How many plans there are: the configuration as written, and its fallbacks.
@@ -66,6 +67,7 @@ class LiveLaunch:
     item: QueueItem
     flow_run_id: UUID
     api_key: SecretStr | None = field(default=None, repr=False)
+    config: QueueConfig | None = field(default=None, repr=False)
     run: RunPath | None = None
     prepared: Prepared | None = field(default=None, repr=False)
     attempt: Attempt = Attempt(number=1, plan=0)  # noqa: RUF009 - frozen

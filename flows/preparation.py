@@ -10,7 +10,7 @@ from vertex_launch.clock import until_any
 from vertex_launch.errors import LaunchError
 from vertex_launch.job_source import LaunchImage, image_of_job
 from vertex_launch.queue_config import QueueConfig, parse_queue_config
-from vertex_launch.run_spec import RunSpec, parse_run_spec
+from vertex_launch.run_spec import RunSpec
 from vertex_launch.sweep_scheduler import check_sweep_state, scheduler_image, scheduler_resource_args
 
 
@@ -20,9 +20,9 @@ async def prepare(session: LaunchSession, live: LiveLaunch) -> Prepared:
     Raises InvalidRunSpec or InvalidQueueConfig with everything that is wrong.
     """
     item = live.item
-    spec = item.spec or parse_run_spec(item.payload, item_id=item.item_id)
-    config = _config(session, spec)
-    live.locations = tuple(_locations(session, config))
+    spec = item.require_spec()
+    config, live.config = live.config or _parsed(session, spec), None
+    live.locations = tuple(locations(session, config))
     live.plans = len(live.locations)
     live.prepared = Prepared(spec, config, await _image(session, live, spec))
     return live.prepared
@@ -48,29 +48,30 @@ async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
     return True
 
 
-def locations(session: LaunchSession, item: QueueItem) -> list[str]:
-    """Return the regions that an item's jobs go to."""
+def configuration(session: LaunchSession, item: QueueItem) -> QueueConfig | None:
+    """Return what the queue and an item say about the item's jobs; None if that is refused."""
     if item.spec is None:
-        return [session.block.location]
+        return None
     try:
-        config = _config(session, item.spec)
+        return _parsed(session, item.spec)
     except LaunchError:
-        return [session.block.location]
-    return _locations(session, config)
+        return None
 
 
-def whereabouts(session: LaunchSession, item: QueueItem) -> frozenset[str]:
-    """Return where an item's jobs may be, if they are sent now: `projects/…/locations/…` each."""
-    return session.regions.parents(locations(session, item))
-
-
-def _locations(session: LaunchSession, config: QueueConfig) -> list[str]:
+def locations(session: LaunchSession, config: QueueConfig | None) -> list[str]:
     """Return the region of each plan: of the configuration as written, and of its fallbacks."""
+    if config is None:
+        return [session.block.location]
     plans = range(1 + len(config.launch.fallbacks))
     return [config.location_of(plan) or session.block.location for plan in plans]
 
 
-def _config(session: LaunchSession, spec: RunSpec) -> QueueConfig:
+def whereabouts(session: LaunchSession, config: QueueConfig | None) -> frozenset[str]:
+    """Return where an item's jobs may be, if they are sent now: `projects/…/locations/…` each."""
+    return session.regions.parents(locations(session, config))
+
+
+def _parsed(session: LaunchSession, spec: RunSpec) -> QueueConfig:
     defaults = session.block.defaults()
     if not spec.is_scheduler:
         return parse_queue_config(

@@ -69,6 +69,10 @@ class QueueItem(BaseModel):
         except LaunchError:
             return None
 
+    def require_spec(self) -> RunSpec:
+        """Return the run spec as a typed value. Raises InvalidRunSpec with everything that is wrong."""
+        return self.spec or parse_run_spec(self.payload, item_id=self.item_id)
+
     @property
     def run(self) -> RunPath | None:
         """The W&B run that the item becomes, or None for a run spec that cannot be launched."""

@@ -37,6 +37,7 @@ from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
 from vertex_launch.errors import LaunchError, NotFound
 from vertex_launch.lifecycle import Requester, StopRequest
+from vertex_launch.queue_config import QueueConfig
 from vertex_launch.wandb_queue import PoppedItem
 
 logger = logging.getLogger("prefect.vertex_launch.agent")
@@ -280,12 +281,13 @@ class QueueServer:
                 # The answer to its creation was lost, and it was adopted since.
                 return False
             labels = {} if item.is_scheduler else self._slots.labels_of(slot)
-            places = preparation.whereabouts(self.session, item)
+            config = preparation.configuration(self.session, item)
+            places = preparation.whereabouts(self.session, config)
             flow_run = await self._runs.create(item, places, labels)
             if flow_run is None:
                 return False
             self.tally.launched += 1
-            live = self._live(item, flow_run, popped.api_key)
+            live = self._live(item, flow_run, config, popped.api_key)
             if item.is_scheduler:
                 slots = self._scheduler_slots
                 owed = slots.owe()
@@ -298,11 +300,14 @@ class QueueServer:
             carry(flow_run, live, self._slots, slot)
         return True
 
-    def _live(self, item: QueueItem, flow_run: FlowRun, api_key: SecretStr | None = None) -> LiveLaunch:
+    def _live(
+        self, item: QueueItem, flow_run: FlowRun, config: QueueConfig | None, api_key: SecretStr | None = None
+    ) -> LiveLaunch:
         live = LiveLaunch(
             item,
             flow_run.id,
             api_key=api_key,
+            config=config,
             may_have_job=flow_run.run_count > 0,
             may_have_twin=ADOPTED_AGAIN_TAG in flow_run.tags,
             whereabouts=whereabouts_of(flow_run.labels),
@@ -391,8 +396,9 @@ class QueueServer:
         left_count = len(wanted)
         for flow_run in await self._runs.adopt(wanted):
             item = items[flow_run.id]
-            live = self._live(item, flow_run)
-            await self._runs.note_whereabouts(flow_run, preparation.whereabouts(self.session, item))
+            config = preparation.configuration(self.session, item)
+            live = self._live(item, flow_run, config)
+            await self._runs.note_whereabouts(flow_run, preparation.whereabouts(self.session, config))
             slots = self._scheduler_slots if item.is_scheduler else self._slots
             slot = await slots.take_over(flow_run.labels, flow_run.id)
             with contextlib.ExitStack() as undo:

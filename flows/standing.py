@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from uuid import UUID
 
 import httpx
@@ -37,7 +38,9 @@ _DOUBT_POLL_SECONDS = 1.0
 _IDS_PER_REQUEST = 200
 # Flow runs that nobody ended stand at Running for good: those that began last are the ones at work.
 _MOST_AGENTS = 200
-_UNENDED = [StateType.RUNNING, StateType.CANCELLING]
+_UNENDED = FlowRunFilter.model_validate(
+    {"state": {"type": {"any_": [StateType.RUNNING, StateType.CANCELLING]}}}
+)
 
 
 class Standing:
@@ -122,11 +125,17 @@ class Colleagues:
 async def read_agents(client: PrefectClient, flow_name: str) -> list[FlowRun]:
     """Return the flow runs of agents that have not ended, those that began last first."""
     return await client.read_flow_runs(
-        flow_filter=FlowFilter.model_validate({"name": {"any_": [flow_name]}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": _UNENDED}}}),
+        flow_filter=runs_of_flow(flow_name),
+        flow_run_filter=_UNENDED,
         sort=FlowRunSort.START_TIME_DESC,
         limit=_MOST_AGENTS,
     )
+
+
+@cache
+def runs_of_flow(flow_name: str) -> FlowFilter:
+    """Return the filter of the runs of one flow."""
+    return FlowFilter.model_validate({"name": {"any_": [flow_name]}})
 
 
 async def read_flow_runs(client: PrefectClient, ids: set[UUID]) -> list[FlowRun]:

@@ -16,7 +16,6 @@ from flows.queue_item import run_of
 from flows.session import LaunchSession
 from vertex_launch.errors import InvalidRunSpec, NotFound, OverQuota
 from vertex_launch.lifecycle import JobRecord
-from vertex_launch.run_spec import parse_run_spec
 from vertex_launch.vertex_types import JobState
 
 
@@ -29,7 +28,7 @@ async def claim(session: LaunchSession, live: LiveLaunch) -> str:
     if problems := live.item.as_problems():
         raise InvalidRunSpec(problems)
     item_id = live.item.item_id
-    run = run_of(parse_run_spec(live.item.payload, item_id=item_id), item_id)
+    run = run_of(live.item.require_spec(), item_id)
     # The item of a job that runs already was claimed by the agent that made it; when that one was stopped
     # it may have failed the item, and nobody can claim it any more.
     if live.item.job_name is None:
@@ -99,10 +98,10 @@ async def find_left_job(session: LaunchSession, live: LiveLaunch) -> str:
     """
     if live.item.as_problems():
         return ""  # it never could be launched
-    live.run = live.run or run_of(
-        parse_run_spec(live.item.payload, item_id=live.item.item_id), live.item.item_id
+    live.run = live.run or run_of(live.item.require_spec(), live.item.item_id)
+    live.locations = live.locations or tuple(
+        preparation.locations(session, preparation.configuration(session, live.item))
     )
-    live.locations = live.locations or tuple(preparation.locations(session, live.item))
     live.job = await attempts.find(session, live)
     if live.job is None:
         live.job = await attempts.find_later(session, live, attempts.LAST_LOOKS_SECONDS)

@@ -42,7 +42,8 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                 yield None
                 return
             item = QueueItem.from_popped(popped)
-            live = LiveLaunch(item, flow_run_id, api_key=popped.api_key)
+            config = preparation.configuration(session, item)
+            live = LiveLaunch(item, flow_run_id, api_key=popped.api_key, config=config)
             if item.is_scheduler:
                 await slots.release(slot)
                 slots = scheduler_slots_of(
@@ -51,7 +52,7 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                 await slots.ensure_limit()
                 slot = slots.owe()
             labels = slots.labels_of(slot)
-            whereabouts = whereabouts_labels(preparation.whereabouts(session, item))
+            whereabouts = whereabouts_labels(preparation.whereabouts(session, config))
             await _describe(client, session, live, {**labels, **whereabouts})
             slots.give(slot, flow_run_id, labels)
             async with (

@@ -78,10 +78,18 @@ async def _done(task: asyncio.Task[Any]) -> None:
 
 
 async def _first_of(*works: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of `works` is done; the others, which wait for a time or an event, are cancelled."""
+    is_any_done = asyncio.get_running_loop().create_future()
+
+    def done(_: object) -> None:
+        if not is_any_done.done():
+            is_any_done.set_result(None)
+
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.add_done_callback(done)
+        await is_any_done
     finally:
-        # Whoever is cancelled in this moment has to hear of it: no error of a task is taken for its own.
-        if waiting := [task for task in tasks if task.cancel()]:
-            await asyncio.wait(waiting)
+        for task in tasks:
+            task.cancel()

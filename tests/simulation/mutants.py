@@ -25,7 +25,6 @@ from vertex_launch.diagnosis import Category
 from vertex_launch.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
 from vertex_launch.job_watcher import JobWatcher
 from vertex_launch.lifecycle import Cancel, JobRecord, LaunchState
-from vertex_launch.run_spec import parse_run_spec
 from vertex_launch.second_chances import Attempt, Policy, by_attempt
 from vertex_launch.vertex_types import JobState
 from vertex_launch.wandb_queue import PoppedItem
@@ -62,7 +61,7 @@ def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
 
     async def acknowledge_and_begin(self: QueueServer, popped: PoppedItem, slot: Slot) -> bool:
         item = QueueItem.from_popped(popped)
-        run = run_of(parse_run_spec(item.payload, item_id=item.item_id), item.item_id)
+        run = run_of(item.require_spec(), item.item_id)
         await self.session.wandb.acknowledge(item.item_id, run.run_id)
         return await begin(self, popped, slot)
 

@@ -154,14 +154,15 @@ class VertexPort:
     async def create(
         self, job: Any, *, timeout_seconds: float | None = None, turn: float | None = None
     ) -> JobRecord:
-        item = self._world.wandb.item_of_run[run_id_of(job)]
+        run_id = run_id_of(job)
+        item = self._world.wandb.item_of_run[run_id]
         may_write = self._world.auditor.writes(self._process, item.item_id, 2)
         call = Create(self._process, self._world.loop.time())
 
         def create() -> JobRecord:
             may_write()
             self._model.count(is_submission=True)
-            made = self._model.create(self.parent, job, call)
+            made = self._model.create(self.parent, job, run_id, call)
             script = item.script
             if script.stop_after_seconds is not None and made.attempt == 1:
                 delay = script.pending_seconds + script.stop_after_seconds
@@ -365,7 +366,7 @@ class PagePort:
             return {
                 run.id
                 for run in self._world.prefect.flow_runs.values()
-                if tag in run.tags and run.state is not None and run.state.type is StateType.CANCELLING
+                if run.state is not None and run.state.type is StateType.CANCELLING and tag in run.tags
             }
 
         return await self._world.effect(self._process, "prefect", "cancelling", cancelling, _lost_at_prefect)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from math import inf
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,9 @@ from prefect.client.schemas.objects import FlowRun, StateDetails, StateType
 
 from tests.simulation.virtual_time import EPOCH
 
-_FINAL = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
+# Texts that are enum members find themselves sooner in a list than by their hashes.
+_FINAL = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)
+_BLANK = FlowRun.model_construct(parameters={}, tags=[], labels={}, run_count=0, created=EPOCH)
 AGENT = "agent"
 # How often the server looks for leases that have ended.
 REPOSSESSION_SECONDS = 15.0
@@ -41,8 +44,12 @@ class Answer:
 
 def refusal(status_code: int) -> httpx.HTTPStatusError:
     """Return the error that the client raises for an answer with this status."""
-    answer = httpx.Response(status_code, request=_REQUEST)
-    return httpx.HTTPStatusError(str(status_code), request=_REQUEST, response=answer)
+    return httpx.HTTPStatusError(str(status_code), request=_REQUEST, response=_refused(status_code))
+
+
+@cache
+def _refused(status_code: int) -> httpx.Response:
+    return httpx.Response(status_code, request=_REQUEST)
 
 
 @dataclass(eq=False)
@@ -84,6 +91,7 @@ class PrefectModel:
         self.states: dict[UUID, list[State[Any]]] = {}
         self.launches: dict[str, UUID] = {}
         self.items: dict[UUID, str] = {}
+        self.agents: list[UUID] = []
         # The launches that have changed since somebody last looked, and whether leases have come or gone.
         self.touched: dict[UUID, None] = {}
         self.are_leases_touched = False
@@ -105,16 +113,17 @@ class PrefectModel:
             return Answer(200, self.flow_runs[known])
         flow_run_id = self.new_id()
         self.by_key[body["idempotency_key"]] = flow_run_id
-        self.flow_runs[flow_run_id] = FlowRun.model_construct(
-            id=flow_run_id,
-            created=EPOCH + timedelta(seconds=self._now()),
-            flow_id=UUID(str(body["flow_id"])),
-            name=body["name"],
-            parameters=body["parameters"],
-            tags=list(body["tags"]),
-            labels=dict(body.get("labels") or {}),
-            run_count=0,
-            state=self._stamped(State(type=body["state"]["type"], name=body["state"].get("name"))),
+        self.flow_runs[flow_run_id] = _BLANK.model_copy(
+            update={
+                "id": flow_run_id,
+                "created": EPOCH + timedelta(seconds=self._now()),
+                "flow_id": UUID(str(body["flow_id"])),
+                "name": body["name"],
+                "parameters": body["parameters"],
+                "tags": list(body["tags"]),
+                "labels": dict(body.get("labels") or {}),
+                "state": self._stamped(StateType(body["state"]["type"]), body["state"].get("name")),
+            }
         )
         item_id = next(tag.removeprefix("item:") for tag in body["tags"] if tag.startswith("item:"))
         self.launches[item_id] = flow_run_id
@@ -124,28 +133,29 @@ class PrefectModel:
 
     def start_agent_run(self) -> UUID:
         flow_run_id = self.new_id()
-        self.flow_runs[flow_run_id] = FlowRun.model_construct(
-            id=flow_run_id, flow_id=self.flow_id, name=AGENT, parameters={}, tags=[], labels={},
-            run_count=1,
-            state=self._stamped(State(type=StateType.RUNNING)), created=EPOCH,
-        )  # fmt: skip
+        self.agents.append(flow_run_id)
+        state = self._stamped(StateType.RUNNING)
+        self.flow_runs[flow_run_id] = _BLANK.model_copy(
+            update={"id": flow_run_id, "flow_id": self.flow_id, "name": AGENT, "run_count": 1, "state": state}
+        )
         return flow_run_id
 
     def agent_runs(self, selection: Any) -> list[FlowRun]:
-        types = set(selection.state.type.any_)
-        return [run for run in self.flow_runs.values() if run.name == AGENT and run.state.type in types]
+        types = selection.state.type.any_
+        runs = (self.flow_runs[flow_run_id] for flow_run_id in self.agents)
+        return [run for run in runs if run.state is not None and run.state.type in types]
 
     def read_flow_runs(self, selection: Any, limit: int | None, offset: int) -> list[FlowRun]:
         ids = selection.id.any_ if selection.id is not None else None
         tags = set(selection.tags.all_ or ()) if selection.tags is not None else set()
-        types = set(selection.state.type.any_) if selection.state is not None else None
+        types = selection.state.type.any_ if selection.state is not None else None
         runs = (
             self.flow_runs.values()
             if ids is None
             else [self.flow_runs[run_id] for run_id in ids if run_id in self.flow_runs]
         )
         found = [
-            run for run in runs if tags.issubset(run.tags) and (types is None or run.state.type in types)
+            run for run in runs if (types is None or run.state.type in types) and tags.issubset(run.tags)
         ]
         return found[offset : offset + (limit or 200)]
 
@@ -164,11 +174,11 @@ class PrefectModel:
         if not force:
             if current is StateType.CANCELLING and state.type is not StateType.CANCELLED:
                 return run.state
-            if current in _FINAL and state.type in {StateType.CANCELLING, StateType.CRASHED}:
+            if current in _FINAL and state.type in (StateType.CANCELLING, StateType.CRASHED):
                 return run.state
         self.states.setdefault(flow_run_id, []).append(state)
         count = run.run_count + (state.type is StateType.RUNNING)
-        self._change(flow_run_id, state=self._stamped(state), run_count=count)
+        self._change(flow_run_id, state=self._stamped(state.type, state.name, state.message), run_count=count)
         return self.flow_runs[flow_run_id].state
 
     def upsert_limit(self, name: str, limit: int) -> None:
@@ -240,12 +250,14 @@ class PrefectModel:
         if flow_run_id in self.items:
             self.touched[flow_run_id] = None
 
-    def _stamped(self, state: State[Any]) -> State[Any]:
+    def _stamped(
+        self, state_type: StateType, name: str | None = None, message: str | None = None
+    ) -> State[Any]:
         return State.model_construct(
             id=self.new_id(),
-            type=StateType(state.type),
-            name=state.name,
-            message=state.message,
+            type=state_type,
+            name=name or state_type.value.capitalize(),
+            message=message,
             timestamp=EPOCH + timedelta(seconds=self._now()),
             state_details=_DETAILS,
             data=None,

@@ -180,8 +180,7 @@ class VertexModel:
         if is_submission:
             self.most_submissions = max(self.most_submissions, _count_in(self.submissions, now))
 
-    def create(self, parent: str, job: Any, call: Create) -> Job:
-        run_id = run_id_of(job)
+    def create(self, parent: str, job: Any, run_id: str, call: Create) -> Job:
         labels = dict(job.labels)
         script = self._script_of_run(run_id)
         if self.refused.get(run_id, 0) < script.refusals:
@@ -266,7 +265,7 @@ def _name(state: JobState | int) -> str:
 
 
 def run_id_of(job: Any) -> str:
-    for entry in job.job_spec.worker_pool_specs[0].container_spec.env:
+    for entry in type(job).pb(job).job_spec.worker_pool_specs[0].container_spec.env:
         if entry.name == "WANDB_RUN_ID":
             return entry.value
     raise AssertionError("a job without WANDB_RUN_ID")

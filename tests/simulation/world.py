@@ -49,15 +49,17 @@ class Crash:
 
 
 class _Answer(NamedTuple):
-    """What the other side answers to a call: a value, or an error."""
+    """What becomes of a call: the value or the error that the other side answers, and what is lost of it."""
 
     value: object = None
     error: Exception | None = None
+    loss: Loss = Loss.NOTHING
 
-    def told(self, loss: Loss) -> str:
-        """Return it in words."""
+    def __str__(self) -> str:
+        if not self.loss.is_carried_out:
+            return f"{self.loss.value} lost"
         done = "done" if self.error is None else f"{type(self.error).__name__}: {self.error}"
-        return done if loss is Loss.NOTHING else f"{done}, unanswered"
+        return done if self.loss is Loss.NOTHING else f"{done}, unanswered"
 
 
 class World:
@@ -107,11 +109,11 @@ class World:
         if self.crash is not None:
             self._die_at(number, Moment.BEFORE, process, f"{system}.{name}({subject})")
         if not way.loss.is_carried_out:
-            self._note(process, number, system, name, subject, f"{way.loss.value} lost")
+            self._note(process, number, system, name, subject, _Answer(loss=way.loss))
             await process.thaw()
             raise lost(way.loss)
-        answer = self._applied(apply)
-        self._note(process, number, system, name, subject, answer.told(way.loss))
+        answer = self._applied(apply, way.loss)
+        self._note(process, number, system, name, subject, answer)
         if is_write:
             self._look()
         if self.crash is not None:
@@ -145,14 +147,14 @@ class World:
             self.fail(Violation(f"more than {MOST_EFFECTS} effects: a storm"))
         return self.effects
 
-    def _applied(self, apply: Callable[[], object]) -> _Answer:
+    def _applied(self, apply: Callable[[], object], loss: Loss) -> _Answer:
         try:
-            return _Answer(apply())
+            return _Answer(apply(), None, loss)
         except Violation as error:
             self.fail(error)
             raise asyncio.CancelledError from error
         except Exception as error:
-            return _Answer(error=error)
+            return _Answer(None, error, loss)
 
     def fail(self, error: BaseException) -> None:
         """End the simulation with an error; the first one counts."""
@@ -214,14 +216,16 @@ class World:
             self.on_death(process)
             raise asyncio.CancelledError
 
-    def _note(self, process: Process, number: int, system: str, name: str, subject: object, how: str) -> None:
+    def _note(
+        self, process: Process, number: int, system: str, name: str, subject: object, how: _Answer
+    ) -> None:
         self._last_effects.append((self.loop.time(), process.name, how, number, system, name, subject))
 
 
 def _line(
     seconds: float,
     who: str,
-    what: str,
+    what: object,
     number: int = 0,
     system: str = "",
     name: str = "",
