@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -26,12 +26,11 @@ from flows.launch_engine import start_launch
 from flows.launch_runs import FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.mending import Mendings
+from flows.others import Others
 from flows.prefect_failures import PREFECT_FAILURES
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
-from flows.side_by_side import side_by_side
-from flows.slot_label import lease_of
-from flows.slots import LEASE_SECONDS, Slot, Slots, scheduler_slots_of, slots_of
+from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
 from flows.tags import ADOPTED_AGAIN_TAG, CANCEL_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
@@ -47,8 +46,6 @@ ADOPTION_SECONDS = 30.0
 UNCLEAR_SECONDS = 10.0
 # One look for launches to adopt may fail or take its time; after that nobody knows any more.
 CLEAR_SECONDS = 75.0
-# So long a lease that was there lasts, whatever has become of who renews it.
-COVERED_SECONDS = LEASE_SECONDS / 2
 # What a claim takes unless W&B is away; an item that waited in vain returns to its queue by its lease.
 CLAIM_SECONDS = 5.0
 
@@ -137,10 +134,7 @@ class QueueServer:
         self._next_slot: asyncio.Task[Slot | None] | None = None
         # When it was last clear which launches are left to adopt.
         self._clear_at = -inf
-        # The launches of other agents that have a slot or need none, by the lease that they note, and when
-        # this agent began to look at them.
-        self._covered: dict[UUID, UUID | None] = {}
-        self._covered_at = -inf
+        self._others = Others(self._runs, self._slots)
         # A flow run that is just being made must not look like one that nobody carries.
         self._booking = asyncio.Lock()
         # Sweep schedulers that wait for their place under the limit of schedulers, and adopted launches
@@ -416,35 +410,10 @@ class QueueServer:
             carry(flow_run, live, slots, slot)
             left_count -= 1
 
-        is_covered = await self._are_others_covered(looked)
+        is_covered = await self._others.are_covered(looked)
         # One that another agent was quicker to adopt may be owed a slot there, as the next look will tell.
         if is_covered and not left_count:
             self._clear_at = looked
-
-    async def _are_others_covered(self, looked: float) -> bool:
-        """Whether every launch that another agent carries has its slot, as far as that can be told."""
-        # A slot that was there stays, unless this agent has not looked for too long.
-        known = self._covered if looked - self._covered_at <= COVERED_SECONDS else {}
-        others = self._runs.others
-        are_covered = await side_by_side(lambda flow_run: self._is_covered(flow_run, known), others)
-        self._covered_at = looked
-        self._covered = {
-            flow_run.id: lease_of(flow_run.labels)
-            for flow_run, is_covered in zip(others, are_covered, strict=True)
-            if is_covered
-        }
-        return all(are_covered)
-
-    async def _is_covered(self, flow_run: FlowRun, known: Mapping[UUID, UUID | None]) -> bool:
-        """Whether another agent's launch has a slot or needs none, given what is `known` to be so."""
-        lease_id = lease_of(flow_run.labels)
-        if flow_run.id in known and known[flow_run.id] == lease_id:
-            return True
-        if self._slots.is_given_back(flow_run.labels) or await self._slots.renew_of_another(lease_id):
-            return True
-        if QueueItem.model_validate(flow_run.parameters["item"]).is_scheduler:
-            return True
-        return await self._runs.is_over(flow_run.id)  # since it was looked at
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError.
