@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -91,6 +92,15 @@ def test_all_eight_runs_come_out_as_they_should_and_nothing_is_left(
     assert_nothing_left(tmp_path)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell lets what it starts in the background ignore Ctrl-C, and that whatever it starts in turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_it_with_everything_it_started(environment: dict[str, str], tmp_path: Path) -> None:
     demo = start(environment)
     assert demo.stdout is not None

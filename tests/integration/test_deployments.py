@@ -43,6 +43,7 @@ class Deployed:
 
     queue: LaunchQueue
     environment: dict[str, str]
+    worker_log: Path
 
     def name(self, flow_name: str) -> str:
         """Return the deployment of a flow for this queue."""
@@ -70,27 +71,26 @@ class Deployed:
                 flow_run_filter=FlowRunFilter.model_validate(wanted), sort=FlowRunSort.START_TIME_ASC
             )
 
+    async def until(self, look: Callable[[], Awaitable[T]], what: str) -> T:
+        """Return the first thing that is found and not empty; fail with what the flow runs have said."""
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while not (found := await look()):
+                    await asyncio.sleep(0.2)
+                return found
+        except TimeoutError:
+            said = self.worker_log.read_text(errors="replace")
+            pytest.fail(f"{what}: not within {DEADLINE_SECONDS:.0f} s\n{said}")
 
-async def until(look: Callable[[], Awaitable[T]], what: str) -> T:
-    """Return the first thing that is found and not empty."""
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not (found := await look()):
-                await asyncio.sleep(0.2)
-            return found
-    except TimeoutError:
-        pytest.fail(f"{what}: not within {DEADLINE_SECONDS:.0f} s")
+    async def ended(self, flow_run_id: UUID) -> FlowRun:
+        async def look() -> FlowRun | None:
+            async with get_client() as client:
+                flow_run = await client.read_flow_run(flow_run_id)
+            return flow_run if flow_run.state is not None and flow_run.state.is_final() else None
 
-
-async def ended(flow_run_id: UUID) -> FlowRun:
-    async def look() -> FlowRun | None:
-        async with get_client() as client:
-            flow_run = await client.read_flow_run(flow_run_id)
-        return flow_run if flow_run.state is not None and flow_run.state.is_final() else None
-
-    found = await until(look, f"flow run {flow_run_id} ends")
-    assert found is not None
-    return found
+        found = await self.until(look, f"flow run {flow_run_id} ends")
+        assert found is not None
+        return found
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -105,12 +105,12 @@ async def deployed(
             "VERTEX_LAUNCH_POOL": queue.name,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
-        result = Deployed(queue, environment)
+        log = tmp_path_factory.mktemp("worker") / "worker.log"
+        result = Deployed(queue, environment, log)
         with prefect_client_of(prefect_server):
             await queue.create()
             await result.prefect("work-pool", "create", queue.name, "--type", "process")
             await result.prefect("deploy", "--all")
-            log = tmp_path_factory.mktemp("worker") / "worker.log"
             with log.open("wb") as output:
                 worker = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "prefect", "worker", "start", "--pool", queue.name,
@@ -135,7 +135,7 @@ async def test_every_deployment_is_there_and_its_schedule_produces_runs(deployed
     assert agent.parameters["queues"] == [deployed.queue.name]
     assert agent.parameters["stand_aside"]
 
-    scheduled = await until(lambda: deployed.runs("agent", StateType.SCHEDULED), "scheduled runs")
+    scheduled = await deployed.until(lambda: deployed.runs("agent", StateType.SCHEDULED), "scheduled runs")
 
     assert all(run.auto_scheduled for run in scheduled)
 
@@ -145,8 +145,8 @@ async def test_the_launch_deployment_takes_the_next_run_and_sees_it_through(depl
 
     await deployed.prefect("deployment", "run", deployed.name("launch"))
 
-    [launched] = await until(lambda: deployed.runs("launch"), "the launch")
-    launched = await ended(launched.id)
+    [launched] = await deployed.until(lambda: deployed.runs("launch"), "the launch")
+    launched = await deployed.ended(launched.id)
     assert launched.state is not None
     assert launched.state.is_completed(), launched.state
     assert launched.name == "by hand"
@@ -165,11 +165,11 @@ async def test_cancelling_a_launch_that_a_worker_runs_cancels_its_job(deployed: 
     async def live() -> list[Any]:
         return [job for job in await deployed.queue.jobs() if job.launch_state is LaunchState.RUNNING]
 
-    [job] = await until(live, "the job runs")
+    [job] = await deployed.until(live, "the job runs")
     [launched] = [run for run in await deployed.runs("launch") if run.id not in before]
     await deployed.prefect("flow-run", "cancel", str(launched.id))
 
-    launched = await ended(launched.id)
+    launched = await deployed.ended(launched.id)
     assert launched.state is not None
     assert launched.state.is_cancelled(), launched.state
 
@@ -177,7 +177,7 @@ async def test_cancelling_a_launch_that_a_worker_runs_cancels_its_job(deployed: 
         states = {each.name: each.launch_state for each in await deployed.queue.jobs()}
         return states[job.name] is LaunchState.CANCELLED
 
-    await until(cancelled, "the job is cancelled")
+    await deployed.until(cancelled, "the job is cancelled")
 
 
 async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Deployed) -> None:
@@ -186,7 +186,7 @@ async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Dep
         found = await client.read_deployment_by_name(deployed.name("agent"))
         every_so_often = IntervalSchedule(interval=timedelta(seconds=10))
         [schedule] = await client.create_deployment_schedules(found.id, [(every_so_often, True)])
-        await until(lambda: deployed.runs("agent", StateType.RUNNING), "an agent starts")
+        await deployed.until(lambda: deployed.runs("agent", StateType.RUNNING), "an agent starts")
         await client.delete_deployment_schedule(found.id, schedule.id)
 
     async def finished() -> bool:
@@ -194,7 +194,7 @@ async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Dep
         run = run_id and deployed.queue.sandbox.wandb.run("runs", run_id)
         return bool(run) and run.state == "finished"
 
-    await until(finished, "the run finishes")
+    await deployed.until(finished, "the run finishes")
     launched = (await deployed.queue.launches())[item_id]
     # The next one may have been started already.
     [serving] = [
@@ -204,12 +204,12 @@ async def test_an_agent_that_its_schedule_started_serves_the_queue(deployed: Dep
 
     async with get_client() as client:
         second = await client.create_flow_run_from_deployment(found.id)
-    second = await ended(second.id)
+    second = await deployed.ended(second.id)
     assert second.state is not None
     assert second.state.name == "StoodAside", second.state
     assert serving.name in (second.state.message or "")
 
     await deployed.prefect("flow-run", "cancel", str(serving.id))
-    serving = await ended(serving.id)
+    serving = await deployed.ended(serving.id)
     assert serving.state is not None
     assert serving.state.is_cancelled(), serving.state
