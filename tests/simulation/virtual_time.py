@@ -62,8 +62,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._jump()
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if not handle.cancelled():
-                handle._run()
+            if not handle._cancelled:
+                # As the handle does it itself, but that an error ends the simulation.
+                handle._context.run(handle._callback, *handle._args)
 
     def _jump(self) -> None:
         """Let the time pass until the next timer is due."""
