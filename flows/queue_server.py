@@ -176,7 +176,7 @@ class QueueServer:
         slot = await self._take_slot()
         if slot is None:
             return Found.NO_SLOT
-        is_started = False
+        is_begun = False
         try:
             popped = self._held or await self._pop()
             if popped is None:
@@ -186,14 +186,13 @@ class QueueServer:
             self.session.calm.clear()
             if not self.session.block.shared_limits:  # there the next slot is another queue's turn
                 self._next_slot = asyncio.create_task(self._slots.try_take())
-            is_started = await self._begin(popped, slot)
+            async with self._booking:
+                is_begun = True
+                await self._begin(popped, slot)
             self._held = None
             return Found.ITEM
         finally:
-            if not is_started and self._held is not None and not self.session.is_sure:
-                # Its launch may have been made with this slot, and another agent goes on with both.
-                self._slots.forget(slot)
-            elif not is_started:
+            if not is_begun:
                 await self._slots.release(slot)
 
     async def has_shared_room(self) -> bool:
@@ -263,35 +262,50 @@ class QueueServer:
             self._slots.start_mending_over()
             raise
 
-    async def _begin(self, popped: PoppedItem, slot: Slot) -> bool:
+    async def _begin(self, popped: PoppedItem, slot: Slot) -> None:
+        """Start the launch of an item under `slot`, or give that back.
+
+        That is done before a launch can be adopted here: one that was made without an answer notes this
+        slot, and must not be taken for one that has it while it is on its way back.
+        """
+        is_started = False
+        try:
+            is_started = await self._start_under(popped, slot)
+        finally:
+            if not is_started and self.session.is_sure:
+                await self._slots.release(slot)
+            elif not is_started:
+                # Its launch may have been made with this slot, and another agent goes on with both.
+                self._slots.forget(slot)
+
+    async def _start_under(self, popped: PoppedItem, slot: Slot) -> bool:
         """Start the launch of an item; return whether it goes on under `slot`.
 
         It does not if another agent carries it, or if it is a sweep scheduler, which counts under a
         limit of its own.
         """
         item = QueueItem.from_popped(popped)
-        async with self._booking:
-            if item.item_id in self._carried:
-                # The answer to its creation was lost, and it was adopted since.
-                return False
-            labels = {} if item.is_scheduler else self._slots.labels_of(slot)
-            config = preparation.configuration(self.session, item)
-            places = preparation.whereabouts(self.session, config)
-            flow_run = await self._runs.create(item, places, labels)
-            if flow_run is None:
-                return False
-            self.tally.launched += 1
-            live = self._live(item, flow_run, config, popped.api_key)
-            if item.is_scheduler:
-                slots = self._scheduler_slots
-                owed = slots.owe()
-                slots.give(owed, flow_run.id, flow_run.labels)
-                self._carry_waiting(flow_run, live, slots, owed)
-                return False
-            self._slots.give(slot, flow_run.id, flow_run.labels)
-            # Its lease may be lost while it is in hand.
-            carry = self._carry if slot.is_held else self._carry_waiting
-            carry(flow_run, live, self._slots, slot)
+        if item.item_id in self._carried:
+            # The answer to its creation was lost, and it was adopted since.
+            return False
+        labels = {} if item.is_scheduler else self._slots.labels_of(slot)
+        config = preparation.configuration(self.session, item)
+        places = preparation.whereabouts(self.session, config)
+        flow_run = await self._runs.create(item, places, labels)
+        if flow_run is None:
+            return False
+        self.tally.launched += 1
+        live = self._live(item, flow_run, config, popped.api_key)
+        if item.is_scheduler:
+            slots = self._scheduler_slots
+            owed = slots.owe()
+            slots.give(owed, flow_run.id, flow_run.labels)
+            self._carry_waiting(flow_run, live, slots, owed)
+            return False
+        self._slots.give(slot, flow_run.id, flow_run.labels)
+        # Its lease may be lost while it is in hand.
+        carry = self._carry if slot.is_held else self._carry_waiting
+        carry(flow_run, live, self._slots, slot)
         return True
 
     def _live(

@@ -43,13 +43,12 @@ def poison_delays_others(patch: pytest.MonkeyPatch) -> None:
     """After an item that cannot be launched nothing is taken for an hour."""
     begin = QueueServer._begin
 
-    async def begin_and_pause(self: QueueServer, popped: PoppedItem, slot: Slot) -> bool:
-        is_begun = await begin(self, popped, slot)
+    async def begin_and_pause(self: QueueServer, popped: PoppedItem, slot: Slot) -> None:
+        await begin(self, popped, slot)
         if popped.item_id in self._carried:
             await asyncio.wait({self._carried[popped.item_id]}, timeout=5.0)
             if popped.item_id not in self._carried:
                 await self._clock.sleep(3600.0)
-        return is_begun
 
     patch.setattr(QueueServer, "_begin", begin_and_pause)
 
@@ -59,11 +58,11 @@ def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
     """An item is acknowledged at W&B before it is in any book."""
     begin = QueueServer._begin
 
-    async def acknowledge_and_begin(self: QueueServer, popped: PoppedItem, slot: Slot) -> bool:
+    async def acknowledge_and_begin(self: QueueServer, popped: PoppedItem, slot: Slot) -> None:
         item = QueueItem.from_popped(popped)
         run = run_of(item.require_spec(), item.item_id)
         await self.session.wandb.acknowledge(item.item_id, run.run_id)
-        return await begin(self, popped, slot)
+        await begin(self, popped, slot)
 
     patch.setattr(QueueServer, "_begin", acknowledge_and_begin)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from flows.session import LaunchSession
 from flows.slot_label import lease_of
 from flows.slots import Slot, Slots
 from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by
+from vertex_launch.wandb_queue import PoppedItem
 
 
 @noticed_by(Seed(1), 3, 4)
@@ -147,3 +149,19 @@ def slots_taken_off_again_without_an_answer(patch: pytest.MonkeyPatch) -> None:
 def ended_lease_taken_for_a_forgotten_one(patch: pytest.MonkeyPatch) -> None:
     """A slot whose lease has ended, and which may be somebody else's by now, is taken for a counted one."""
     patch.setattr(Slots, "_has_ended", lambda *_: False)
+
+
+@noticed_by(Seed(51714), 4)
+def slot_given_back_beside_the_adoption(patch: pytest.MonkeyPatch) -> None:
+    """A launch that was made without an answer is adopted while its slot is on its way back."""
+    on_their_way: set[asyncio.Task[None]] = set()
+
+    async def begin(self: QueueServer, popped: PoppedItem, slot: Slot) -> None:
+        is_started = False
+        try:
+            is_started = await self._start_under(popped, slot)
+        finally:
+            if not is_started:
+                on_their_way.add(asyncio.create_task(self._slots.release(slot)))
+
+    patch.setattr(QueueServer, "_begin", begin)
