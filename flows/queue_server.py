@@ -370,7 +370,9 @@ class QueueServer:
             if self.session.is_sure and not live.is_anothers:
                 await self._leave(flow_run)
         except Exception:
-            # Its flow run is not in a final state: the next adoption pass starts it again, with its slot.
+            # Its flow run is not in a final state: the next adoption pass starts it again, with its slot. It
+            # may have a job and none: until then nothing new is started.
+            self._clear_at = -inf
             logger.exception("The launch of item %s was interrupted", live.item.item_id)
         finally:
             slots.forget(slot)
