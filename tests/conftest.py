@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import authorities
+from tests.garbage import collect_rarely
 from vertex_launch.sandbox.server import Sandbox
-
-# What the libraries consist of stays for good; what a test leaves behind is looked for after so many objects.
-OBJECTS_PER_COLLECTION = 10_000
 
 
 def pytest_configure() -> None:
@@ -24,8 +22,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     """From here on there is garbage, but not among what was imported."""
-    gc.freeze()
-    gc.set_threshold(OBJECTS_PER_COLLECTION, 10, 10)
+    collect_rarely()
     gc.enable()
 
 

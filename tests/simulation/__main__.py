@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+from tests.garbage import collect_rarely
 from tests.simulation.agents import Shape
 from tests.simulation.exhaustive import SCRIPTS_WITH_GAPS, die_everywhere, stand_every_gap
 from tests.simulation.scripts import SCRIPTS
@@ -25,8 +25,6 @@ SHAPES = (Shape(unnoticed_share=1.0), Shape(agents=2, unnoticed_share=0.5))
 SHAPED = ("happy", "stopped at W&B", "poison, and a good one behind it")
 # How often a gap begins.
 GAP_STEP_SECONDS = 4.0
-# A simulation leaves little behind: it is looked for after so many objects.
-OBJECTS_PER_COLLECTION = 10_000
 SEEDS_AT_ONCE = 10
 
 
@@ -53,11 +51,6 @@ def ways_to_die() -> list[tuple[str, Change | None, Shape | None]]:
         *((name, None, None) for name in SCRIPTS),
         *((name, change, None) for name in CHANGED for change in Change),
     ]
-
-
-def collect_rarely() -> None:
-    gc.freeze()
-    gc.set_threshold(OBJECTS_PER_COLLECTION, 10, 10)
 
 
 def one_seed(items: int, seed: int) -> tuple[list[Result], str | None]:
