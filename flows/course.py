@@ -123,7 +123,8 @@ class Course:
     async def _tell(self, step: Step) -> None:
         """Tell how the launch ended. Raises Abort if somebody else speaks for it by now, or may."""
         if not await self._session.until_sure(self._live) or not await self._take(step):
-            raise Abort(_ANOTHERS)
+            is_left = self._live.leave.is_set() and not self._live.is_anothers
+            raise Abort("handed over before W&B was told how it ended" if is_left else _ANOTHERS)
 
     async def _steps(self) -> State[Any]:
         session, live, log = self._session, self._live, run_log()

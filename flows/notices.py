@@ -27,6 +27,8 @@ async def fail(session: LaunchSession, live: LiveLaunch, message: str, *, stage:
     Returns False if nothing was said, because the launch is another agent's by now or may be. An item
     that W&B will not fail, because somebody has removed it for example, is left as it is.
     """
+    if not await session.until_sure(live):
+        return False
     paths = await _saved(session, live, message)
     if not await session.until_sure(live):
         return False

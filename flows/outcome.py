@@ -78,6 +78,8 @@ async def report(session: LaunchSession, live: LiveLaunch) -> str:
     await stops.ask_who(session, live)
     if live.job is not None and live.job.launch_state in SUCCESS:
         live.run_showed_up = await _run_shows_up(session, live)
+        if not live.run_showed_up and live.leave.is_set():
+            return ""  # the next agent looks for it
     diagnosis = diagnosis_of(session, live)
     if diagnosis.category is not Category.SUCCEEDED:
         stage = RUN_STAGE if live.job else AGENT_STAGE
@@ -166,7 +168,10 @@ def run_url(base_url: str, run: RunPath) -> str:
 
 
 async def _run_shows_up(session: LaunchSession, live: LiveLaunch) -> bool:
-    """Whether the run of a job that succeeded is at W&B; True also where nobody here may know."""
+    """Whether the run of a job that succeeded is at W&B; True also where nobody here may know.
+
+    A launch that is to be left is not waited for.
+    """
     assert live.run is not None
     waited_seconds, pause_seconds = 0.0, FIRST_LOOK_SECONDS
     while True:
@@ -179,7 +184,8 @@ async def _run_shows_up(session: LaunchSession, live: LiveLaunch) -> bool:
             return True
         if waited_seconds >= session.block.init_grace_seconds:
             return False
-        await session.clock.sleep(pause_seconds)
+        if await sleep_until(live.leave, pause_seconds, session.clock):
+            return False
         waited_seconds += pause_seconds
         pause_seconds *= 2
 

@@ -132,8 +132,16 @@ def engine_of(world: World, process: Process, client: PrefectPort) -> StartLaunc
     return start
 
 
-async def serve(world: World, process: Process, block: VertexLaunchQueue, shape: Shape) -> None:
-    """Run one agent to its end, and tell Prefect how it ended."""
+async def run_process(world: World, process: Process, block: VertexLaunchQueue, shape: Shape) -> None:
+    """Run the process of one agent to its end."""
+    try:
+        await _serve(world, process, block, shape)
+    finally:
+        await process.end()
+
+
+async def _serve(world: World, process: Process, block: VertexLaunchQueue, shape: Shape) -> None:
+    """Serve the queue, and tell Prefect how the agent ended."""
     client = PrefectPort(world, process)
     async with contextlib.AsyncExitStack() as stack:
         wandb = WandbPort(world, process)
@@ -209,7 +217,7 @@ class Deployment:
         block = self._blocks[min(self._started, len(self._blocks) - 1)]
         self._started += 1
         token = current.set(process)
-        task = asyncio.get_running_loop().create_task(serve(world, process, block, self._shape))
+        task = asyncio.get_running_loop().create_task(run_process(world, process, block, self._shape))
         current.reset(token)
         self._running[process] = task
         task.add_done_callback(lambda task: self._has_ended(process, task))

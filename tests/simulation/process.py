@@ -55,11 +55,20 @@ class Process:
     def die(self) -> None:
         """Drop every task; whoever calls this from one of them has to end with CancelledError."""
         self.is_dead = True
-        own = asyncio.current_task()
-        for known in self._tasks:
-            task = known()
-            if task is not None and task is not own:
+        for task in self._others():
+            task.cancel()
+
+    async def end(self) -> None:
+        """Cancel every other task and wait for its end, as asyncio does when the first one is done."""
+        if others := self._others():
+            for task in others:
                 task.cancel()
+            await asyncio.wait(others)
+
+    def _others(self) -> list[asyncio.Task[Any]]:
+        tasks = (known() for known in self._tasks)
+        own = asyncio.current_task()
+        return [task for task in tasks if task is not None and task is not own and not task.done()]
 
     def begin_to_end(self) -> None:
         """Take on nothing more from here on."""
