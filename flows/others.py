@@ -1,8 +1,7 @@
-"""The launches that other agents carry, as one agent sees them: whether each of them has its slot."""
+"""The launches that other agents carry, or that wait to be started again: whether each has its slot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import inf
 from uuid import UUID
 
@@ -14,19 +13,18 @@ from flows.side_by_side import side_by_side
 from flows.slot_label import lease_of
 from flows.slots import LEASE_SECONDS, Slots
 
-# So long a lease that was there lasts, whatever has become of who renews it.
+# So long a lease that was renewed lasts at the least, whatever has become of who renews it.
 COVERED_SECONDS = LEASE_SECONDS / 2
 
 
 class Others:
-    """The launches of a queue's other agents, asked about once each as long as their slots stay known."""
+    """The launches of a queue's other agents; each is asked about long before its slot can end."""
 
     def __init__(self, runs: LaunchRuns, slots: Slots) -> None:
         self._runs = runs
         self._slots = slots
-        # Those that have a slot or need none, by the lease that they note, and when they were last looked at.
-        self._covered: dict[UUID, UUID | None] = {}
-        self._covered_at = -inf
+        # Those that had a slot or needed none: the lease they noted, and the look at which it was renewed.
+        self._covered: dict[UUID, tuple[UUID | None, float]] = {}
 
     async def are_covered(self, looked: float) -> bool:
         """Whether every launch that another agent carries has its slot, as far as that can be told.
@@ -34,23 +32,26 @@ class Others:
         The launches are those of the last look for orphans; `looked` is when that began, in seconds of the
         agent's monotonic clock. Raises httpx.HTTPError when Prefect cannot be asked.
         """
-        # A slot that was there stays, unless this agent has not looked for too long.
-        known = self._covered if looked - self._covered_at <= COVERED_SECONDS else {}
         others = self._runs.others
-        are_covered = await side_by_side(lambda flow_run: self._is_covered(flow_run, known), others)
-        self._covered_at = looked
-        self._covered = {
-            flow_run.id: lease_of(flow_run.labels)
-            for flow_run, is_covered in zip(others, are_covered, strict=True)
-            if is_covered
-        }
+        are_covered = await side_by_side(lambda flow_run: self._is_covered(flow_run, looked), others)
+        self._covered = {run.id: self._covered[run.id] for run in others if run.id in self._covered}
         return all(are_covered)
 
-    async def _is_covered(self, flow_run: FlowRun, known: Mapping[UUID, UUID | None]) -> bool:
-        """Whether another agent's launch has a slot or needs none, given what is `known` to be so."""
+    async def _is_covered(self, flow_run: FlowRun, looked: float) -> bool:
+        """Whether another agent's launch has a slot or needs none; a slot that it has is renewed in time.
+
+        Its agent may have written its name on it and not come to carry it yet, for as long as calls go wrong.
+        """
         lease_id = lease_of(flow_run.labels)
-        if flow_run.id in known and known[flow_run.id] == lease_id:
-            return True
+        known_lease_id, renewed = self._covered.pop(flow_run.id, (None, -inf))
+        if looked - renewed > COVERED_SECONDS or known_lease_id != lease_id:
+            if not await self._has_slot(flow_run, lease_id):
+                return False
+            renewed = looked
+        self._covered[flow_run.id] = lease_id, renewed
+        return True
+
+    async def _has_slot(self, flow_run: FlowRun, lease_id: UUID | None) -> bool:
         if self._slots.is_given_back(flow_run.labels) or await self._slots.renew_of_another(lease_id):
             return True
         if QueueItem.model_validate(flow_run.parameters["item"]).is_scheduler:
