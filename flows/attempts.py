@@ -15,6 +15,7 @@ from flows.live_launch import LiveLaunch, Prepared
 from flows.queue_item import QueueItem
 from flows.run_log import run_log
 from flows.session import LaunchSession
+from flows.slot import SlotLost
 from vertex_launch.clock import sleep_until, sleep_until_any
 from vertex_launch.diagnosis import Category, Diagnosis, diagnose
 from vertex_launch.errors import (
@@ -163,7 +164,7 @@ async def find_later(
 
 async def find_until_slot(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
     """Return the launch's job if it turns up while the launch has no slot for another one."""
-    ends = (live.may_submit, live.stop_requested, live.leave)
+    ends = (live.slot.admits, live.stop_requested, live.leave)
     for pause_seconds in LAST_LOOKS_SECONDS:
         if await sleep_until_any(ends, pause_seconds, session.clock):
             return None
@@ -176,7 +177,8 @@ async def create(session: LaunchSession, live: LiveLaunch) -> JobRecord:
     """Create the job of the current attempt; where a plan's machines are over quota, of its next plan.
 
     Raises OverQuota when no plan is left, Refused with Vertex AI's own words when it will not have
-    the job, and OutcomeUnknown when nobody can tell whether there is one.
+    the job, OutcomeUnknown when nobody can tell whether there is one, and SlotLost when the launch has to
+    wait for its slot again.
     """
     while True:
         try:
@@ -258,11 +260,15 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
 async def _must_look(session: LaunchSession, live: LiveLaunch) -> bool:
     """Whether too much time has passed since the last look, once nothing else stands against a create.
 
-    Raises OverQuota, as no job was created, when the launch is to be left or ended before.
+    Raises OverQuota, as no job was created, when the launch is to be left or ended before, and SlotLost when
+    it has to wait for its slot again.
     """
     if not await session.may_submit(live):
         raise _not_yet()
-    return session.clock.monotonic() - live.looked_at > STALE_SECONDS
+    if not session.has_slot(live):
+        raise SlotLost
+    is_stale = session.clock.monotonic() - live.looked_at > STALE_SECONDS
+    return is_stale or live.looked_in != _own_parents(session, live)
 
 
 def _not_yet() -> OverQuota:
@@ -272,8 +278,9 @@ def _not_yet() -> OverQuota:
 async def _look(session: LaunchSession, live: LiveLaunch) -> tuple[object, tuple[JobRecord, ...]]:
     """Return what is to be done, and the launch's jobs, once there is none too many."""
     while True:
+        own = _own_parents(session, live)
         jobs = await _jobs(session, live)
-        live.looked_at = session.clock.monotonic()
+        live.looked_in, live.looked_at = own, session.clock.monotonic()
         decision = _decision(session, live, jobs)
         if not isinstance(decision, Cancel):
             return decision, jobs
@@ -304,11 +311,14 @@ async def _look_again(session: LaunchSession, live: LiveLaunch) -> JobRecord | N
 async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ...]:
     """Return the jobs of this item in every region it may be in, and those this process knows.
 
+    The region that the current attempt's job goes to is asked last, as other regions may be slow to answer.
     A list that lags must neither hide an attempt nor bring one back that has ended.
     """
+    own = _own_parents(session, live)
+    others = (session.regions.parents(live.locations) | live.whereabouts) - own
     try:
-        parents = session.regions.parents(live.locations) | live.whereabouts
-        listed = await session.regions.jobs_of(live.item.item_id, parents)
+        listed = [*await session.regions.jobs_of(live.item.item_id, others)]
+        listed += await session.regions.jobs_of(live.item.item_id, own)
     except AuthenticationFailed:
         raise
     except Permanent as error:
@@ -321,6 +331,12 @@ async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ..
     known = (*live.ended, live.job) if live.job is not None else live.ended
     jobs.update({job.job_id: job for job in known if job.is_terminal or job.job_id not in jobs})
     return tuple(jobs.values())
+
+
+def _own_parents(session: LaunchSession, live: LiveLaunch) -> frozenset[str]:
+    """Return where the job of the current attempt goes; nowhere if it is not known."""
+    plan = live.attempt.plan
+    return session.regions.parents(live.locations[plan : plan + 1])
 
 
 def _decision(session: LaunchSession, live: LiveLaunch, jobs: tuple[JobRecord, ...]) -> object:

@@ -113,7 +113,7 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
                 may_have_twin=runtime.get_run_count() > 2,
                 whereabouts=await _noted_whereabouts(session, config),
             )
-            live.may_submit.set()
+            live.slot.admits.set()
         return await _run_course(session, live)
 
 

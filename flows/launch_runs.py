@@ -76,7 +76,7 @@ class LaunchRuns:
         self._flow_id: UUID | None = None
         self._looked = clock.monotonic()
         self._colleagues = Colleagues(client, clock=clock)
-        # What other agents carried at the last look for orphans.
+        # What other agents carried at the last look for orphans, and what was not to be started again yet.
         self.others: list[FlowRun] = []
 
     async def create(
@@ -154,15 +154,12 @@ class LaunchRuns:
         """
         self._looked = self._clock.monotonic()
         flow_runs = await self._read(self._tags, _MAY_BE_ORPHANED)
-        candidates = [
-            run
-            for run in flow_runs
-            if run.id not in live and self._may_be_nobodys(run) and self._may_start(run)
-        ]
+        candidates = [run for run in flow_runs if run.id not in live and self._may_be_nobodys(run)]
         owners = {owner for run in candidates if (owner := owner_of(run.tags)) is not None}
         alive = await self._colleagues.at_work(owners - {self._owner_id})
-        self.others = [run for run in candidates if owner_of(run.tags) in alive]
-        return [run for run in candidates if owner_of(run.tags) not in alive]
+        self.others = [run for run in candidates if owner_of(run.tags) in alive or not self._may_start(run)]
+        left = {run.id for run in candidates} - {run.id for run in self.others}
+        return [run for run in candidates if run.id in left]
 
     async def note_whereabouts(self, flow_run: FlowRun, whereabouts: frozenset[str]) -> None:
         """Note where else a launch's jobs may be from now on."""
@@ -223,8 +220,8 @@ class LaunchRuns:
         return all(_is_settled(run) for run in await self.read({flow_run_id}))
 
     async def taken(self, flow_run_ids: set[UUID]) -> set[UUID]:
-        """Return those of this agent's launches that are gone, or that another agent has taken over."""
-        return flow_run_ids - {run.id for run in await self.read(flow_run_ids) if self.is_own(run)}
+        """Return those of this agent's launches that another agent has taken over."""
+        return {run.id for run in await self.read(flow_run_ids) if not self.is_own(run)}
 
     async def slots_noted(self, limit_name: str, label: str) -> set[UUID]:
         """Return which launches under way have noted, by a label, a slot under a limit.

@@ -14,6 +14,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from flows.queue_item import QueueItem
+from flows.slot import Slot
 from vertex_launch.errors import Permanent
 from vertex_launch.job_source import LaunchImage
 from vertex_launch.lifecycle import JobRecord, Requester, StopRequest
@@ -41,6 +42,7 @@ class LiveLaunch:
     """A launch in progress.
 
     Attributes:
+        slot: Its place under the limits.
         config: What the queue and the item say about its jobs, if that was parsed before it is prepared.
         attempt: The attempt that is under way: its number, and which of the queue's plans it follows.
         ended: The jobs of the attempts before it, oldest first.
@@ -50,6 +52,7 @@ class LiveLaunch:
             `projects/…/locations/…`.
         job: The current attempt's job as it was last seen.
         looked_at: When its jobs were last listed, on the session's monotonic clock.
+        looked_in: Which region, as its parent, was listed last then.
         may_have_job: Whether another process may have created a job that no list shows yet.
         may_have_twin: Whether the current job was created although another one might have been there, by
             this process or by one of several before it.
@@ -57,8 +60,7 @@ class LiveLaunch:
         created: When its flow run was made, as far as that is known.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
-        may_submit: Set once the launch has its place under the limits; sweep schedulers wait for it, and
-            launches that were adopted after their slot was lost.
+        is_waiting_for_slot: Whether it has no job, as everybody knows by now, and waits for its slot.
         job_ended: Set when no job of this launch is under way any more.
         leave: Set when this process is to leave the launch to another one.
         is_anothers: Whether another agent has taken it over already.
@@ -66,6 +68,7 @@ class LiveLaunch:
 
     item: QueueItem
     flow_run_id: UUID
+    slot: Slot = field(default_factory=Slot)
     api_key: SecretStr | None = field(default=None, repr=False)
     config: QueueConfig | None = field(default=None, repr=False)
     run: RunPath | None = None
@@ -77,6 +80,7 @@ class LiveLaunch:
     whereabouts: frozenset[str] = frozenset()
     job: JobRecord | None = None
     looked_at: float = -inf
+    looked_in: frozenset[str] = frozenset()
     may_have_job: bool = False
     may_have_twin: bool = False
     refusal: Permanent | None = None
@@ -85,10 +89,10 @@ class LiveLaunch:
     stop: StopRequest | None = None
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
     job_changed: asyncio.Event = field(default_factory=asyncio.Event)
-    may_submit: asyncio.Event = field(default_factory=asyncio.Event)
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
     leave: asyncio.Event = field(default_factory=asyncio.Event)
     is_anothers: bool = False
+    is_waiting_for_slot: bool = False
     # What W&B and Prefect have been told already, so that it is told once.
     told: set[str] = field(default_factory=set[str])
 

@@ -31,14 +31,17 @@ async def prepare(session: LaunchSession, live: LiveLaunch) -> Prepared:
 async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
     """Whether a first job may be created now: nobody wants the launch's end, and its sweep goes on.
 
-    A sweep scheduler waits here for its place under the limit for schedulers. Raises InvalidRunSpec
+    A launch that has lost its slot waits here for another one, and a sweep scheduler for its place under the
+    limit for schedulers. Raises InvalidRunSpec
     for a trial of a sweep that has ended.
     """
     assert live.prepared is not None
     spec = live.prepared.spec
-    if not live.may_submit.is_set():
+    if not session.has_slot(live):
         await show(session, live, "WaitingForSlot", "The queue runs as much at once as it may.")
-        await until_any(live.may_submit, live.stop_requested, live.leave)
+        live.is_waiting_for_slot = True
+        await until_any(live.slot.admits, live.stop_requested, live.leave)
+        live.is_waiting_for_slot = False
     await session.until_sure(live)
     if live.stop_requested.is_set() or live.leave.is_set():
         return False

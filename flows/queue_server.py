@@ -30,7 +30,8 @@ from flows.others import Others
 from flows.prefect_failures import PREFECT_FAILURES
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
-from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
+from flows.slot import Slot
+from flows.slots import Slots, scheduler_slots_of, slots_of
 from flows.tags import ADOPTED_AGAIN_TAG, CANCEL_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
@@ -48,6 +49,8 @@ UNCLEAR_SECONDS = 10.0
 CLEAR_SECONDS = 75.0
 # What a claim takes unless W&B is away; an item that waited in vain returns to its queue by its lease.
 CLAIM_SECONDS = 5.0
+# After this an item that was popped and not claimed is anybody's again.
+ITEM_LEASE_SECONDS = 60.0
 
 StartLaunch = Callable[[FlowRun, LaunchSession], "asyncio.Task[State[Any]]"]
 
@@ -130,16 +133,17 @@ class QueueServer:
         self._lives: dict[str, LiveLaunch] = {}
         # An item whose flow run could not be made: it is ours until its lease ends.
         self._held: PoppedItem | None = None
+        self._held_until = -inf
         # Asked for while an item is being started: in a burst the next one need not wait for it.
         self._next_slot: asyncio.Task[Slot | None] | None = None
-        # When it was last clear which launches are left to adopt.
+        # When it was last clear which launches are left to adopt, and when all that were left were adopted.
         self._clear_at = -inf
+        self._adopted_at = -inf
+        # When one was last left whose job may run and have no slot.
+        self._left_at = -inf
         self._others = Others(self._runs, self._slots)
         # A flow run that is just being made must not look like one that nobody carries.
         self._booking = asyncio.Lock()
-        # Sweep schedulers that wait for their place under the limit of schedulers, and adopted launches
-        # whose slot is gone: what they have running goes on, and a new job has to wait.
-        self._waiting: dict[str, tuple[Slot, LiveLaunch]] = {}
 
     @property
     def is_busy(self) -> bool:
@@ -168,8 +172,7 @@ class QueueServer:
         if not self.session.is_sure:
             await self._release_next_slot()
             return Found.NO_SLOT
-        is_settled = await self._slots.settle()
-        await self._admit_waiting(are_jobs_settled=is_settled)
+        is_settled = await self._settle()
         if not is_settled or not self._knows_who_carries_what():
             await self._release_next_slot()
             return Found.NO_SLOT
@@ -178,10 +181,9 @@ class QueueServer:
             return Found.NO_SLOT
         is_begun = False
         try:
-            popped = self._held or await self._pop()
+            popped = await self._next_item()
             if popped is None:
                 return Found.EMPTY_QUEUE
-            self._held = popped
             await self._until_claimed(popped.item_id)
             self.session.calm.clear()
             if not self.session.block.shared_limits:  # there the next slot is another queue's turn
@@ -209,7 +211,8 @@ class QueueServer:
 
     def _knows_who_carries_what(self) -> bool:
         """Whether no launch can be under way unattended, with its slot given to another one."""
-        return self._clock.monotonic() - self._clear_at <= CLEAR_SECONDS
+        is_recent = self._clock.monotonic() - self._clear_at <= CLEAR_SECONDS
+        return is_recent and self._clear_at > self._left_at
 
     async def keep_adopting(self) -> None:
         """Look for launches that nobody carries, for ever."""
@@ -219,7 +222,7 @@ class QueueServer:
             await self.try_to_adopt()
             try:
                 await self.let_go_of_others()
-                await self._admit_waiting(are_jobs_settled=False)
+                await self._settle()
                 await self._slots.mend()
                 await self._scheduler_slots.mend()
             except (*PREFECT_FAILURES, NotFound) as error:
@@ -253,6 +256,13 @@ class QueueServer:
         if live is not None and live.run is None:
             await asyncio.wait({self._carried[item_id]}, timeout=CLAIM_SECONDS)
 
+    async def _next_item(self) -> PoppedItem | None:
+        """Return the item whose launch could not be made, unless its lease has ended, else the next one."""
+        now = self._clock.monotonic()
+        if self._held is None or now >= self._held_until:
+            self._held, self._held_until = await self._pop(), now + ITEM_LEASE_SECONDS
+        return self._held
+
     async def _pop(self) -> PoppedItem | None:
         # Dying after this line costs the item its lease, a minute, and nothing else.
         try:
@@ -279,10 +289,10 @@ class QueueServer:
                 self._slots.forget(slot)
 
     async def _start_under(self, popped: PoppedItem, slot: Slot) -> bool:
-        """Start the launch of an item; return whether it goes on under `slot`.
+        """Start the launch of an item; return whether `slot` goes with it, here or with another agent.
 
-        It does not if another agent carries it, or if it is a sweep scheduler, which counts under a
-        limit of its own.
+        It does not if another agent carries it already, or if it is a sweep scheduler, which counts under
+        a limit of its own.
         """
         item = QueueItem.from_popped(popped)
         if item.item_id in self._carried:
@@ -291,22 +301,30 @@ class QueueServer:
         labels = {} if item.is_scheduler else self._slots.labels_of(slot)
         config = preparation.configuration(self.session, item)
         places = preparation.whereabouts(self.session, config)
+        began = self._clock.monotonic()
         flow_run = await self._runs.create(item, places, labels)
         if flow_run is None:
             return False
+        if await self._has_gone_on(flow_run, began):
+            # It notes this slot, which another agent may go on with.
+            self._slots.forget(slot)
+            return True
         self.tally.launched += 1
         live = self._live(item, flow_run, config, popped.api_key)
         if item.is_scheduler:
             slots = self._scheduler_slots
             owed = slots.owe()
             slots.give(owed, flow_run.id, flow_run.labels)
-            self._carry_waiting(flow_run, live, slots, owed)
+            self._carry(flow_run, live, slots, owed)
             return False
         self._slots.give(slot, flow_run.id, flow_run.labels)
-        # Its lease may be lost while it is in hand.
-        carry = self._carry if slot.is_held else self._carry_waiting
-        carry(flow_run, live, self._slots, slot)
+        self._carry(flow_run, live, self._slots, slot)
         return True
+
+    async def _has_gone_on(self, flow_run: FlowRun, since: float) -> bool:
+        """Whether a launch that was ours at a time that is not just now is another's since, or has ended."""
+        is_old = self._clock.monotonic() - since > FRESH_SECONDS
+        return is_old and await self._runs.has_gone_on(flow_run.id)
 
     def _live(
         self, item: QueueItem, flow_run: FlowRun, config: QueueConfig | None, api_key: SecretStr | None = None
@@ -326,29 +344,36 @@ class QueueServer:
         return live
 
     def _carry(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
-        live.may_submit.set()
-        self._start(flow_run, live, slots, slot)
-
-    def _carry_waiting(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
-        self._waiting[live.item.item_id] = (slot, live)
-        self._start(flow_run, live, slots, slot)
-
-    def _start(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
         item_id = live.item.item_id
+        live.slot = slot
+        if slot.is_held:  # else what it has running goes on, and a new job has to wait
+            slot.admits.set()
         self.session.live[item_id] = live
         self._lives[item_id] = live
-        self._carried[item_id] = asyncio.create_task(self._see_through(flow_run, live, slots, slot))
+        self._carried[item_id] = asyncio.create_task(self._see_through(flow_run, live, slots))
 
-    async def _admit_waiting(self, *, are_jobs_settled: bool) -> None:
-        """Let launches start that have got their place: jobs only once every job that runs has its own."""
-        if self._scheduler_slots.owed:
-            await self._scheduler_slots.settle()
-        for item_id, (slot, live) in [*self._waiting.items()]:
-            if slot.is_held and (are_jobs_settled or live.item.is_scheduler):
-                live.may_submit.set()
-                del self._waiting[item_id]
+    async def _settle(self) -> bool:
+        """Get owed slots their leases, and let launches start that have one; return whether none is owed.
 
-    async def _see_through(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+        Raises httpx.HTTPError when Prefect cannot be asked.
+        """
+        await self._scheduler_slots.settle()
+        is_settled = await self._slots.settle()
+        may_jobs_start = self._is_every_job_counted()
+        for live in self._lives.values():
+            if live.slot.is_held and (may_jobs_start or live.item.is_scheduler):
+                live.slot.admits.set()
+        return is_settled
+
+    def _is_every_job_counted(self) -> bool:
+        """Whether every job that may run has its slot, of those launches that were this agent's.
+
+        Launches that have no job do not wait for each other.
+        """
+        waiting = {live.slot for live in self._lives.values() if live.is_waiting_for_slot}
+        return self._adopted_at > self._left_at and waiting.issuperset(self._slots.unsure)
+
+    async def _see_through(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots) -> None:
         """Follow one launch to its end; give its slot back when no job of it is under way any more.
 
         The slot of a launch that is left goes with it.
@@ -358,11 +383,11 @@ class QueueServer:
         try:
             await asyncio.wait({launch_task, job_ended}, return_when=asyncio.FIRST_COMPLETED)
             if live.job_ended.is_set() and not live.leave.is_set():
-                await self._give_back(live, slots, slot)
+                await self._give_back(live, slots)
             self._wake.set()
             state = await launch_task
             if state.is_final():
-                await self._give_back(live, slots, slot)
+                await self._give_back(live, slots)
             self.tally.ends[(state.name or state.type.value).lower()] += 1
         except Abort:
             self.tally.handed_over += 1
@@ -370,23 +395,22 @@ class QueueServer:
             if self.session.is_sure and not live.is_anothers:
                 await self._leave(flow_run)
         except Exception:
-            # Its flow run is not in a final state: the next adoption pass starts it again, with its slot. It
-            # may have a job and none: until then nothing new is started.
-            self._clear_at = -inf
+            # Its flow run is not in a final state: the next adoption pass starts it again, with its slot.
             logger.exception("The launch of item %s was interrupted", live.item.item_id)
         finally:
-            slots.forget(slot)
+            if not live.job_ended.is_set() and live.slot in slots.unsure:
+                self._left_at = self._clock.monotonic()
+            slots.forget(live.slot)
             job_ended.cancel()
             self.session.live.pop(live.item.item_id, None)
             self._carried.pop(live.item.item_id, None)
             self._lives.pop(live.item.item_id, None)
-            self._waiting.pop(live.item.item_id, None)
             self._wake.set()
 
-    async def _give_back(self, live: LiveLaunch, slots: Slots, slot: Slot) -> None:
+    async def _give_back(self, live: LiveLaunch, slots: Slots) -> None:
         """Give a slot back, unless it has gone with the launch to another agent, or may have."""
         if await self.session.until_sure(live):
-            await slots.release(slot)
+            await slots.release(live.slot)
 
     async def _leave(self, flow_run: FlowRun) -> None:
         """Mark a launch as one to adopt. Left unmarked it is found too, once this agent's run has ended."""
@@ -414,22 +438,22 @@ class QueueServer:
             with contextlib.ExitStack() as undo:
                 # Also if that cannot be asked: the next pass takes it over again.
                 undo.callback(slots.forget, slot)
-                is_old = self._clock.monotonic() - looked > FRESH_SECONDS
-                if is_old and await self._runs.has_gone_on(flow_run.id):
+                if await self._has_gone_on(flow_run, looked):
                     continue
                 undo.pop_all()
             if self._held is not None and self._held.item_id == item.item_id:
                 self._held = None  # the answer to its creation was lost: this is its launch
             logger.info("Adopted the launch %s of item %s", flow_run.name, item.item_id)
             self.tally.adopted += 1
-            carry = self._carry if slot.is_held else self._carry_waiting
-            carry(flow_run, live, slots, slot)
+            self._carry(flow_run, live, slots, slot)
             left_count -= 1
 
         is_covered = await self._others.are_covered(looked)
         # One that another agent was quicker to adopt may be owed a slot there, as the next look will tell.
-        if is_covered and not left_count:
-            self._clear_at = looked
+        if not left_count:
+            self._adopted_at = looked
+            if is_covered:
+                self._clear_at = looked
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError.

@@ -68,6 +68,12 @@ class LaunchSession:
         is_sure = await self.until_sure(live)
         return is_sure and not (live.leave.is_set() or live.stop_requested.is_set())
 
+    def has_slot(self, live: LiveLaunch) -> bool:
+        """Whether a launch may create a job under its slot; one that may have lost it has to wait for it."""
+        if live.slot.may_have_ended(self.clock.monotonic()):
+            live.slot.admits.clear()
+        return live.slot.admits.is_set()
+
     async def turn_to_submit(self, live: LiveLaunch, jobs: VertexJobs) -> float | None:
         """Wait for a job's turn among all that are submitted to a region, and return it.
 

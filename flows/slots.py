@@ -19,7 +19,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
@@ -32,6 +31,7 @@ from blocks.vertex_queue import VertexLaunchQueue
 from flows.counter import take_off
 from flows.mending import Mending
 from flows.side_by_side import side_by_side
+from flows.slot import Slot
 from flows.slot_label import (
     GIVEN_BACK,
     LEASE_LABEL,
@@ -102,35 +102,6 @@ def scheduler_slots_of(
     )
 
 
-@dataclass(eq=False, slots=True)
-class Slot:
-    """One place under the limit, for one launch.
-
-    Attributes:
-        lease_id: The lease that holds it; None while it is owed one.
-        flow_run_id: The launch's flow run, which notes a lease that is taken anew.
-        renewed: When the lease was last taken or renewed, as far as this process knows.
-        is_counted: Whether Prefect counts it although it has forgotten the lease.
-        noted: What the flow run notes of it.
-    """
-
-    lease_id: UUID | None = None
-    flow_run_id: UUID | None = None
-    renewed: float | None = None
-    is_counted: bool = False
-    noted: str = NO_SLOT
-
-    @property
-    def text(self) -> str:
-        """The slot as a flow run notes it."""
-        return NO_SLOT if self.lease_id is None else str(self.lease_id)
-
-    @property
-    def is_held(self) -> bool:
-        """Whether Prefect counts this slot."""
-        return self.lease_id is not None or self.is_counted
-
-
 class Slots:
     """The slots that one agent holds under a limit of its own and under shared ones.
 
@@ -181,6 +152,12 @@ class Slots:
     def owed(self) -> list[Slot]:
         """The slots of launches that run without one: adopted, or their lease was lost."""
         return [slot for slot in self._slots if not slot.is_held]
+
+    @property
+    def unsure(self) -> list[Slot]:
+        """The slots that are owed, or that may be somebody else's by now."""
+        now = self._clock.monotonic()
+        return [slot for slot in self._slots if not slot.is_held or slot.may_have_ended(now)]
 
     async def ensure_limit(self) -> None:
         """Create the limit, or set it to `max_jobs`; repeating it changes nothing.
@@ -271,7 +248,8 @@ class Slots:
             return await self._settle()
 
     async def _settle(self) -> bool:
-        for slot in [slot for slot in self._slots if self._may_have_ended(slot)]:
+        now = self._clock.monotonic()
+        for slot in [slot for slot in self._slots if slot.may_have_ended(now)]:
             await self._renew(slot)
         # A launch that notes a lease which is gone would be taken for one that has a slot.
         for slot in [*self._slots]:
@@ -389,6 +367,8 @@ class Slots:
         elif slot.lease_id == lease_id:  # else it was given back meanwhile, or has a new one
             logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
             slot.lease_id, slot.is_counted = None, is_counted
+            if not is_counted:
+                slot.admits.clear()
 
     async def _renew_lease(self, slot: Slot, lease_id: UUID) -> bool:
         """Renew a lease, and note in its slot when that was asked for; return whether there is one."""
@@ -402,7 +382,7 @@ class Slots:
                 return False
             self.start_mending_over()
             raise
-        slot.renewed = sent
+        _note_renewal(slot, sent)
         return True
 
     def _has_ended(self, slot: Slot) -> bool:
@@ -413,12 +393,6 @@ class Slots:
         if self._taken is None or slot.flow_run_id is None:
             return False
         return slot.flow_run_id in await self._taken({slot.flow_run_id})
-
-    def _may_have_ended(self, slot: Slot) -> bool:
-        """Whether a lease was not renewed in its turn, so that its slot may be somebody else's by now."""
-        if slot.lease_id is None or slot.renewed is None:
-            return False
-        return self._clock.monotonic() - slot.renewed > RENEWAL_SECONDS * 2
 
     async def _acquire(self, slot: Slot) -> bool:
         if not self._limit_names:
@@ -439,7 +413,8 @@ class Slots:
             self.start_mending_over()
             raise
         granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
-        slot.lease_id, slot.renewed = granted.lease_id, sent
+        slot.lease_id = granted.lease_id
+        _note_renewal(slot, sent)
         if missing := set(self._limit_names) - {limit.name for limit in granted.limits}:
             # Someone deleted a limit; without it Prefect would grant any number of slots.
             logger.warning("Prefect has no concurrency limit %s any more", ", ".join(sorted(missing)))
@@ -459,7 +434,8 @@ class Slots:
         if slot not in self._slots or not slot.is_counted:
             await self._give_back(leased)  # its launch has ended meanwhile
             return True
-        slot.lease_id, slot.renewed, slot.is_counted = leased.lease_id, leased.renewed, False
+        slot.lease_id, slot.is_counted = leased.lease_id, False
+        slot.renewed, slot.sure_until = leased.renewed, leased.sure_until
         await self._give_back(Slot(is_counted=True))
         await self._note(slot)
         return True
@@ -480,6 +456,10 @@ class Slots:
             if _status_of(error) != httpx.codes.NOT_FOUND:
                 raise  # else somebody has deleted it, and its job is seen through all the same
         slot.noted = text
+
+
+def _note_renewal(slot: Slot, sent: float) -> None:
+    slot.renewed, slot.sure_until = sent, sent + 2 * RENEWAL_SECONDS
 
 
 def _status_of(error: httpx.HTTPError) -> int | None:

@@ -14,6 +14,7 @@ from flows.live_launch import LiveLaunch
 from flows.notices import warn
 from flows.queue_item import run_of
 from flows.session import LaunchSession
+from flows.slot import SlotLost
 from vertex_launch.errors import InvalidRunSpec, NotFound, OverQuota
 from vertex_launch.lifecycle import JobRecord
 from vertex_launch.vertex_types import JobState
@@ -70,10 +71,12 @@ async def submit(session: LaunchSession, live: LiveLaunch) -> str:
             has_looked_later = True
             if live.job is None:
                 live.job = await attempts.find_until_slot(session, live)
-        if live.job is None and not await preparation.may_start(session, live):
+        if live.job is None and not await quota.uncounted(preparation.may_start(session, live)):
             return await _last_look(session, live)
         try:
             live.job = live.job or await attempts.create(session, live)
+        except SlotLost:
+            continue
         except OverQuota as error:
             if await quota.again(error):
                 continue

@@ -15,7 +15,8 @@ from flows.background import in_background
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession, own_flow_run_id
-from flows.slots import Slot, Slots, scheduler_slots_of, slots_of
+from flows.slot import Slot
+from flows.slots import Slots, scheduler_slots_of, slots_of
 from flows.standing import read_flow_runs
 from flows.tags import launch_tags, owner_of
 from flows.whereabouts import whereabouts_labels
@@ -51,6 +52,7 @@ async def next_item(session: LaunchSession) -> AsyncIterator[LiveLaunch | None]:
                 )
                 await slots.ensure_limit()
                 slot = slots.owe()
+            live.slot = slot
             labels = slots.labels_of(slot)
             whereabouts = whereabouts_labels(preparation.whereabouts(session, config))
             await _describe(client, session, live, {**labels, **whereabouts})
@@ -82,7 +84,7 @@ async def _look_after(session: LaunchSession, slots: Slots, slot: Slot, live: Li
     """Let the launch start once it has its slot, keep it one, and give it back when its job has ended."""
     while not live.job_ended.is_set():
         if await slots.settle():
-            live.may_submit.set()
+            slot.admits.set()
         await sleep_until(live.job_ended, session.block.poll_seconds, session.clock)
     await slots.leave(slot)
     await asyncio.Event().wait()

@@ -47,6 +47,13 @@ class QuotaWait:
         self._since = ended or live.created or session.clock.now()
         self._pause_seconds = session.block.watch_seconds
 
+    async def uncounted(self, work: Awaitable[bool]) -> bool:
+        """Return what `work` returns; the time that it takes is no wait for a quota."""
+        began = self._session.clock.now()
+        result = await work
+        self._since += self._session.clock.now() - began
+        return result
+
     async def again(self, error: OverQuota) -> bool:
         """Wait before the next try; False if there is to be none, because somebody asked for an end."""
         session, live = self._session, self._live

@@ -17,7 +17,7 @@ from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem, run_of
 from flows.queue_server import QueueServer
 from flows.session import LaunchSession
-from flows.slots import Slot
+from flows.slot import Slot
 from tests.simulation.mutant import LATE_SECONDS, Deaths, Gaps, Play, Seed, do_nothing, noticed_by
 from tests.simulation.simulate import Change
 from vertex_launch import job_watcher, lifecycle, render
@@ -89,7 +89,7 @@ def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
     """A job is created without a look for one that is there already."""
 
     async def look_away(session: LaunchSession, live: LiveLaunch) -> None:
-        live.looked_at = session.clock.monotonic()
+        live.looked_in, live.looked_at = attempts._own_parents(session, live), session.clock.monotonic()
 
     patch.setattr(attempts, "find", look_away)
 

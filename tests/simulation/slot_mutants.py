@@ -15,8 +15,9 @@ from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_server import QueueServer
 from flows.session import LaunchSession
+from flows.slot import Slot
 from flows.slot_label import lease_of
-from flows.slots import Slot, Slots
+from flows.slots import Slots
 from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by
 from vertex_launch.wandb_queue import PoppedItem
 
@@ -99,8 +100,8 @@ def lost_slots_of_shared_limits_not_mended(patch: pytest.MonkeyPatch) -> None:
 def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
     """An agent gives back a slot that went to another one with its launch, and counts one that is gone."""
 
-    async def give_back(_self: QueueServer, _live: LiveLaunch, slots: Slots, slot: Slot) -> None:
-        await slots.release(slot)
+    async def give_back(_self: QueueServer, live: LiveLaunch, slots: Slots) -> None:
+        await slots.release(live.slot)
 
     async def is_own(_self: Slots, _slot: Slot) -> bool:
         return False
@@ -113,7 +114,7 @@ def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
 def leases_never_renewed(patch: pytest.MonkeyPatch) -> None:
     """A slot ends while its job runs."""
     patch.setattr(Slots, "keep_renewed", do_nothing)
-    patch.setattr(Slots, "_may_have_ended", lambda *_: False)
+    patch.setattr(Slot, "may_have_ended", lambda *_: False)
 
 
 @noticed_by(Seed(64), 4)
@@ -149,6 +150,12 @@ def slots_taken_off_again_without_an_answer(patch: pytest.MonkeyPatch) -> None:
 def ended_lease_taken_for_a_forgotten_one(patch: pytest.MonkeyPatch) -> None:
     """A slot whose lease has ended, and which may be somebody else's by now, is taken for a counted one."""
     patch.setattr(Slots, "_has_ended", lambda *_: False)
+
+
+@noticed_by(Seed(2975), 3)
+def job_created_though_its_slot_is_lost(patch: pytest.MonkeyPatch) -> None:
+    """A launch that has lost its slot before it had a job creates that all the same."""
+    patch.setattr(LaunchSession, "has_slot", lambda *_: True)
 
 
 @noticed_by(Seed(51714), 4)
