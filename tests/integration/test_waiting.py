@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
 from flows.agent import agent
+from flows.slot_label import lease_of
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import POOL, LaunchQueue
@@ -175,6 +176,46 @@ async def test_a_launch_that_is_cancelled_while_it_waits_for_quota_ends_without_
     assert "Cancelled in Prefect by a user" in (state.message or "")
     assert "Cancelled in Prefect by a user" in queue.item(item_id).error["message"]
     assert await jobs_of(queue, item_id) == []
+
+
+async def test_launches_that_have_lost_their_slots_wait_for_room_and_not_for_each_other(
+    queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.5)
+    monkeypatch.setattr("flows.attempts.LOOK_AGAIN_SECONDS", (0.1,))
+    monkeypatch.setattr("flows.attempts.LAST_LOOKS_SECONDS", (0.1,))
+    await queue.create(max_jobs=2)
+    vertex = queue.sandbox.vertex
+    full = await queue.sandbox.faults.add(FULL.model_copy(update={"times": None}))
+    item_ids = [queue.push(), queue.push()]
+    serving = asyncio.create_task(agent(queues=[queue.name], return_state=True))
+    for item_id in item_ids:
+        await is_shown(queue, item_id, "WaitingForQuota")
+    [registered] = queue.sandbox.wandb.agents.all()
+    queue.sandbox.wandb.stop_polling(registered.id)
+    await serving
+    async with get_client() as client:
+        for launched in (await queue.launches()).values():
+            lease_id = lease_of(launched.labels)
+            assert lease_id is not None
+            await client.release_concurrency_slots_with_lease(lease_id=lease_id)
+    await queue.create(max_jobs=1)
+    await queue.sandbox.faults.remove(full)
+
+    async def happens() -> None:
+        async def any_job() -> JobRecord | None:
+            return next(iter(await queue.jobs()), None)
+
+        first = await until(any_job)
+        [waiting] = [item_id for item_id in item_ids if first.labels[ITEM_LABEL] != launch_key(item_id)]
+        await is_shown(queue, waiting, "WaitingForSlot")
+        assert await jobs_of(queue, waiting) == []
+        vertex.set_state(first.name, JobState.JOB_STATE_FAILED, 3, "it failed")
+        vertex.set_state((await job_of(queue, waiting)).name, JobState.JOB_STATE_FAILED, 3, "it failed")
+
+    await drained(queue, happens)
+
+    assert [len(await jobs_of(queue, item_id)) for item_id in item_ids] == [1, 1]
 
 
 async def test_a_job_is_cancelled_once_however_long_it_takes_to_end(queue: LaunchQueue) -> None:
