@@ -25,7 +25,6 @@ from flows.standing import Colleagues, read_flow_runs, runs_of_flow
 from flows.tags import (
     ADOPTED_AGAIN_TAG,
     ADOPTED_TAG,
-    CANCEL_TAG,
     PRODUCT_TAG,
     item_of,
     launch_tags,
@@ -41,11 +40,17 @@ from vertex_launch.shared_limit import SHARED_LIMIT_PREFIX
 # A launch that crashed again and again is started again a minute later, then two, for as long as it takes:
 # its job may run on, and its slot must not end before.
 CRASH_PAUSE_SECONDS = 60.0
+# Who writes its name on a launch has it if the name still stands there so much later; nobody may do so who
+# has looked at the launch before that.
 CONFIRM_SECONDS = 1.0
 # What was read longer ago than this is read again before it is acted on.
 FRESH_SECONDS = 2.0
 MAX_CRASH_PAUSE_SECONDS = 120.0
 MAX_QUOTED_CHARACTERS = 500
+
+# On a launch that somebody cancelled in Prefect, once another agent goes on with it. No tag: those are
+# written all at once, and one that was on its way would take it off.
+CANCEL_LABEL = "vertex-launch.cancelled"
 
 _MAY_BE_ORPHANED = (
     StateType.SCHEDULED,
@@ -195,11 +200,11 @@ class LaunchRuns:
 
     async def _is_orphaned_still(self, orphan: FlowRun) -> bool:
         """Whether nobody has taken an orphan since it was found; no if that cannot be known quickly."""
-        if self._clock.monotonic() - self._looked <= FRESH_SECONDS:
+        if self._clock.monotonic() - self._looked <= CONFIRM_SECONDS:
             return True
         looked = self._clock.monotonic()
         run = await self._client.read_flow_run(orphan.id)
-        is_fresh = self._clock.monotonic() - looked <= FRESH_SECONDS
+        is_fresh = self._clock.monotonic() - looked <= CONFIRM_SECONDS
         return is_fresh and owner_of(run.tags) == owner_of(orphan.tags) and not _is_settled(run)
 
     async def read(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
@@ -250,13 +255,12 @@ class LaunchRuns:
         await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
 
     async def _ready(self, flow_run: FlowRun) -> FlowRun:
-        if flow_run.state is not None and flow_run.state.is_running():
+        if flow_run.state is not None and (flow_run.state.is_running() or flow_run.state.is_pending()):
             # It goes on from there. Were its state replaced, a cancel of this moment would go with it.
             return await self._client.read_flow_run(flow_run.id)
         if await self._is_to_end(flow_run):
             # The state goes with the next line, and what somebody wants must outlive this process.
-            tags = [*flow_run.tags, CANCEL_TAG]
-            await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
+            await self._client.update_flow_run_labels(flow_run.id, {CANCEL_LABEL: "yes"})
         # Not Scheduled: a worker would start a launch that has a deployment a second time.
         await self._client.set_flow_run_state(
             flow_run.id, Pending(message="Its agent is gone; going on."), force=True

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from flows import preparation
 from flows.background import in_background
 from flows.launch_engine import start_launch
-from flows.launch_runs import FRESH_SECONDS, LaunchRuns
+from flows.launch_runs import CANCEL_LABEL, FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.mending import Mendings
 from flows.others import Others
@@ -32,7 +32,7 @@ from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.slot import Slot
 from flows.slots import Slots, scheduler_slots_of, slots_of
-from flows.tags import ADOPTED_AGAIN_TAG, CANCEL_TAG
+from flows.tags import ADOPTED_AGAIN_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
 from vertex_launch.errors import LaunchError, NotFound
@@ -222,7 +222,8 @@ class QueueServer:
             await self.try_to_adopt()
             try:
                 await self.let_go_of_others()
-                await self._settle()
+                if self.session.is_sure:
+                    await self._settle()
                 await self._slots.mend()
                 await self._scheduler_slots.mend()
             except (*PREFECT_FAILURES, NotFound) as error:
@@ -339,7 +340,7 @@ class QueueServer:
             whereabouts=whereabouts_of(flow_run.labels),
             created=flow_run.created,
         )
-        if CANCEL_TAG in flow_run.tags:
+        if CANCEL_LABEL in flow_run.labels:
             live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
         return live
 

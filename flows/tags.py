@@ -7,8 +7,6 @@ from uuid import UUID
 from flows.queue_item import QueueItem
 
 PRODUCT_TAG = "vertex-launch"
-# On a launch that somebody cancelled in Prefect, once another agent goes on with it.
-CANCEL_TAG = "cancelled"
 # On a launch that another agent has taken over, and on one that this has happened to before.
 ADOPTED_TAG = "adopted"
 ADOPTED_AGAIN_TAG = "adopted again"

@@ -386,4 +386,4 @@ def stop_at_wandb_ignored(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(0), 7, 10)
 def cancel_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
     """Whoever adopts a launch that was cancelled in Prefect does not know of it."""
-    patch.setattr(queue_server, "CANCEL_TAG", "no launch has this tag")
+    patch.setattr(queue_server, "CANCEL_LABEL", "no launch has this label")

@@ -14,14 +14,16 @@ from tests.simulation.violation import require
 OWNER_TAG = "agent:"
 # An agent looks for what has become another's every 30 s, and a call takes its time.
 LOOK_SECONDS = 45.0
+# So long after somebody has taken a launch another one may not have seen that yet.
+UNSEEN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
     """An agent's flow run, and since when a launch has been its own.
 
-    `before` is the agent that had it, if what took the launch from it was asked for before it had it, and
-    came late: nobody could know of that, and it goes on until its next look that is answered.
+    `before` is the agent that had it, if what took the launch from it was asked for before that could be
+    seen, and came late: nobody could know of that, and it goes on until its next look that is answered.
     """
 
     agent: UUID
@@ -57,7 +59,8 @@ class Owners:
         agent = _agent_of(next(tag for tag in tags if tag.startswith(OWNER_TAG)))
         known = self._owners.get(flow_run_id)
         if known is None or known.agent != agent:
-            is_late = known is not None and self._prefect.asked.get(flow_run_id, self._now()) < known.since
+            asked = self._prefect.asked.get(flow_run_id, self._now())
+            is_late = known is not None and asked < known.since + UNSEEN_SECONDS
             before = known.agent if known is not None and is_late else None
             self._owners[flow_run_id] = Owner(agent, self._now(), before)
 

@@ -336,8 +336,12 @@ class PrefectPort:
     async def _do(
         self, name: str, apply: Callable[[], T], subject: object = "", *, is_write: bool = False
     ) -> T:
+        def arrived() -> T:
+            self._process.reach_prefect()
+            return apply()
+
         return await self._world.effect(
-            self._process, "prefect", name, apply, _lost_at_prefect, subject=subject, is_write=is_write
+            self._process, "prefect", name, arrived, _lost_at_prefect, subject=subject, is_write=is_write
         )
 
 

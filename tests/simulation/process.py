@@ -17,6 +17,8 @@ current: ContextVar[Process | None] = ContextVar("current_process", default=None
 
 # A loop's timers come this much early at most; what is left then is no time to wait for.
 CLOCK_SECONDS = 1e-6
+# Whoever has not reached Prefect for so long may have been taken for gone there.
+AWAY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ class Process:
         # Whether it is about to end, or has, and when something last went wrong with one of its calls.
         self.is_ending = False
         self.disturbed = -inf
+        # When it last reached Prefect, and when it did so first again after it had been away from it.
+        self._reached_prefect = loop.time()
+        self.back_at_prefect = -inf
         self.started = loop.time()
         # When it last asked for the jobs of an item in a region, by the item's label and the region.
         self.looks: dict[tuple[str, str], Look] = {}
@@ -69,6 +74,13 @@ class Process:
         tasks = (known() for known in self._tasks)
         own = asyncio.current_task()
         return [task for task in tasks if task is not None and task is not own and not task.done()]
+
+    def reach_prefect(self) -> None:
+        """A call of this process is carried out at Prefect."""
+        now = self._loop.time()
+        if now - self._reached_prefect > AWAY_SECONDS:
+            self.back_at_prefect = now
+        self._reached_prefect = now
 
     def begin_to_end(self) -> None:
         """Take on nothing more from here on."""

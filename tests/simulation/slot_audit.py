@@ -121,8 +121,9 @@ class SlotAudit:
             holder = self._holder(lease_id)
             is_quiet = holder is not None and holder.disturbed + PAUSE_SECONDS < since
             longest = HAND_SECONDS if is_quiet else LEASE_SECONDS
-            # Who stood still renews once more what another one has had, and lost, since.
+            # Who stood still or was away renews once more what another one has had, and lost, since.
             woken = [each.frozen_until for each in self._processes.values() if each.frozen_until <= now]
+            woken += [each.back_at_prefect for each in self._processes.values()]
             require(
                 now - max(since, *woken) <= longest or self._prefect.leases[lease_id].expires < now,
                 4,
