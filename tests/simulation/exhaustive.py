@@ -22,6 +22,7 @@ FIRST_GAP_SECONDS = 1.0
 SCRIPTS_WITH_GAPS = {
     **{name: SCRIPTS[name] for name in ("preempted once", "program fails", "stopped at W&B")},
     "more than there are slots": (HAPPY,) * 4,
+    "more than there are slots, and little quota": (Script(refusals=3),) * 4,
 }
 
 
@@ -54,14 +55,15 @@ def die_everywhere(
 
 
 def gaps(until: float, step_seconds: float) -> Iterator[Outage | Freeze]:
-    """Every gap that begins before a time: an agent is cut off from Prefect, there or back, or is still."""
+    """Every gap that begins before a time: one agent or all are cut off from Prefect, or one is still."""
     start = FIRST_GAP_SECONDS
     while start < until:
-        for place, seconds in itertools.product(range(TWO_AGENTS.agents), GAP_SECONDS):
+        for place, seconds in itertools.product((*range(TWO_AGENTS.agents), None), GAP_SECONDS):
             end = start + seconds
             yield Outage("prefect", start, end, Loss.REQUEST, place)
             yield Outage("prefect", start, end, Loss.ANSWER, place)
-            yield Freeze(place, start, end)
+            if place is not None:
+                yield Freeze(place, start, end)
         start += step_seconds
 
 

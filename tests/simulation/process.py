@@ -65,10 +65,10 @@ class Process:
 
     async def end(self) -> None:
         """Cancel every other task and wait for its end, as asyncio does when the first one is done."""
-        if others := self._others():
-            for task in others:
-                task.cancel()
-            await asyncio.wait(others)
+        others = self._others()
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def _others(self) -> list[asyncio.Task[Any]]:
         tasks = (known() for known in self._tasks)
