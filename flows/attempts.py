@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 
-from flows import preparation
+import httpx
+
+from flows import marks, preparation
 from flows.denial import denial_passes
 from flows.live_launch import LiveLaunch, Prepared
 from flows.queue_item import QueueItem
@@ -229,6 +231,8 @@ def diagnose_attempt(session: LaunchSession, live: LiveLaunch, job: JobRecord) -
 async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
     """Return the job of the current attempt; None if the attempt has become another one meanwhile."""
     attempt, rendering = live.attempt, render_attempt(session, live)
+    if live.may_have_job and not live.may_have_twin:
+        await _mark_twin(session, live)
     location = rendering.parent.rsplit("/", 1)[-1]
     region = await session.regions.at(location)
     if (turn := await session.turn_to_submit(live, region.jobs)) is None:
@@ -243,7 +247,6 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
             and (turn := await session.turn_to_submit(live, region.jobs)) is None
         ):
             raise _not_yet()
-    live.may_have_twin = live.may_have_job
     try:
         # Dying here is why the label is looked for first: the job is found by the next try.
         job = await region.jobs.create(
@@ -255,6 +258,15 @@ async def _create(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
             return job
         raise
     return job
+
+
+async def _mark_twin(session: LaunchSession, live: LiveLaunch) -> None:
+    """Note that the launch may get a second job. Raises Transient if Prefect cannot be told."""
+    try:
+        await session.page.mark(live.flow_run_id, marks.MAY_HAVE_TWIN)
+    except httpx.HTTPError as error:
+        raise Transient(f"Prefect could not be told that the launch may have two jobs: {error}") from error
+    live.may_have_twin = True
 
 
 async def _must_look(session: LaunchSession, live: LiveLaunch) -> bool:

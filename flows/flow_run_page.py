@@ -12,6 +12,8 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
 
+from flows import marks
+
 _PAGE = 200
 
 
@@ -30,6 +32,10 @@ class FlowRunPage:
         current = (await self._client.read_flow_run(flow_run_id)).state
         if current is None or not current.is_final():
             await self._client.set_flow_run_state(flow_run_id, state)
+
+    async def mark(self, flow_run_id: UUID, name: str) -> None:
+        """Mark a flow run, for whoever goes on with it."""
+        await self._client.update_flow_run_labels(flow_run_id, {**marks.mark(name)})
 
     async def leave_link(self, link: str, text: str, description: str) -> None:
         """Leave a link on the page."""

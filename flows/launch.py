@@ -14,7 +14,7 @@ claim and its job, and goes on. The end of this process never ends the job.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -27,7 +27,7 @@ from prefect.runtime import flow_run as runtime
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from flows import attempts, preparation, steps, take
+from flows import attempts, marks, preparation, steps, take
 from flows.course import Course, Step
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem
@@ -105,24 +105,26 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
         live = session.live.get(item.item_id)
         if live is None:
             config = preparation.configuration(session, item)
+            labels = await _labels(session, config)
             live = LiveLaunch(
                 item=item,
                 flow_run_id=own_flow_run_id(),
                 config=config,
                 may_have_job=runtime.get_run_count() > 1,
-                may_have_twin=runtime.get_run_count() > 2,
-                whereabouts=await _noted_whereabouts(session, config),
+                may_have_twin=marks.MAY_HAVE_TWIN in labels,
+                whereabouts=whereabouts_of(labels),
             )
             live.slot.admits.set()
         return await _run_course(session, live)
 
 
-async def _noted_whereabouts(session: LaunchSession, config: QueueConfig | None) -> frozenset[str]:
-    """Return where jobs of this flow run's item may be already; note where they may be from now on."""
+async def _labels(session: LaunchSession, config: QueueConfig | None) -> Mapping[str, object]:
+    """Return this flow run's labels; note in them where jobs of its item may be from now on."""
     async with get_client() as client:
         while True:
             try:
-                noted = whereabouts_of((await client.read_flow_run(own_flow_run_id())).labels)
+                labels = (await client.read_flow_run(own_flow_run_id())).labels
+                noted = whereabouts_of(labels)
                 if not (new := preparation.whereabouts(session, config)) <= noted:
                     await client.update_flow_run_labels(
                         own_flow_run_id(), {**whereabouts_labels(noted | new)}
@@ -132,7 +134,7 @@ async def _noted_whereabouts(session: LaunchSession, config: QueueConfig | None)
                 run_log().warning("Prefect could not be asked where the job may be: %s", error)
                 await session.clock.sleep(RETRY_DELAYS_SECONDS[-1])
             else:
-                return noted
+                return labels
 
 
 async def _run_course(session: LaunchSession, live: LiveLaunch) -> State[Any]:

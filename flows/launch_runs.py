@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Pending, Running, to_state_create
 
+from flows import marks
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
@@ -23,7 +24,6 @@ from flows.slot_label import notes_slot
 from flows.slots import LEASE_SECONDS
 from flows.standing import Colleagues, read_flow_runs, runs_of_flow
 from flows.tags import (
-    ADOPTED_AGAIN_TAG,
     ADOPTED_TAG,
     PRODUCT_TAG,
     item_of,
@@ -42,15 +42,11 @@ from vertex_launch.shared_limit import SHARED_LIMIT_PREFIX
 CRASH_PAUSE_SECONDS = 60.0
 # Who writes its name on a launch has it if the name still stands there so much later; nobody may do so who
 # has looked at the launch before that.
-CONFIRM_SECONDS = 1.0
+CONFIRM_SECONDS = 2.0
 # What was read longer ago than this is read again before it is acted on.
 FRESH_SECONDS = 2.0
 MAX_CRASH_PAUSE_SECONDS = 120.0
 MAX_QUOTED_CHARACTERS = 500
-
-# On a launch that somebody cancelled in Prefect, once another agent goes on with it. No tag: those are
-# written all at once, and one that was on its way would take it off.
-CANCEL_LABEL = "vertex-launch.cancelled"
 
 _MAY_BE_ORPHANED = (
     StateType.SCHEDULED,
@@ -96,6 +92,7 @@ class LaunchRuns:
         in the flow run it has. A run spec that Prefect will not keep is replaced by the reason.
         """
         labels = {**slot_labels, **whereabouts_labels(whereabouts)}
+        looked = self._clock.monotonic()
         response = await self._post(item, labels=labels)
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
             unusable = QueueItem.unusable(item.item_id, _not_kept(item, response))
@@ -111,7 +108,7 @@ class LaunchRuns:
         owner = None if has_ended else owner_of(flow_run.tags)
         if owner is not None and owner != self._owner_id and await self._colleagues.at_work({owner}):
             return None
-        if not await self._take_over(flow_run):
+        if not await self._is_unchanged(flow_run, looked) or not await self._take_over(flow_run):
             return None
         # Only now: they are another agent's if that one was quicker.
         both = whereabouts_labels(whereabouts | whereabouts_of(flow_run.labels))
@@ -188,7 +185,7 @@ class LaunchRuns:
         wanted: list[FlowRun] = []
         for orphan in orphans:
             # Each by itself: while one is marked others may be taken.
-            if await self._is_orphaned_still(orphan):
+            if await self._is_unchanged(orphan, self._looked):
                 # Dying after this line leaves an orphan of ours, found again like any other.
                 await self._own(orphan)
                 wanted.append(orphan)
@@ -198,14 +195,17 @@ class LaunchRuns:
         own = {run.id: run for run in runs if owner_of(run.tags) == self._owner_id and not _is_settled(run)}
         return [await self._ready(own[orphan.id]) for orphan in wanted if orphan.id in own]
 
-    async def _is_orphaned_still(self, orphan: FlowRun) -> bool:
-        """Whether nobody has taken an orphan since it was found; no if that cannot be known quickly."""
-        if self._clock.monotonic() - self._looked <= CONFIRM_SECONDS:
+    async def _is_unchanged(self, found: FlowRun, looked: float) -> bool:
+        """Whether nobody has taken a launch since it was found; no if that cannot be known quickly.
+
+        `looked` is when it was asked for, in seconds of the monotonic clock.
+        """
+        if self._clock.monotonic() - looked <= CONFIRM_SECONDS:
             return True
         looked = self._clock.monotonic()
-        run = await self._client.read_flow_run(orphan.id)
+        run = await self._client.read_flow_run(found.id)
         is_fresh = self._clock.monotonic() - looked <= CONFIRM_SECONDS
-        return is_fresh and owner_of(run.tags) == owner_of(orphan.tags) and not _is_settled(run)
+        return is_fresh and owner_of(run.tags) == owner_of(found.tags) and not _is_settled(run)
 
     async def read(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
         """Return the flow runs of launches, as far as they exist."""
@@ -251,7 +251,7 @@ class LaunchRuns:
 
     async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
-        tags += [ADOPTED_AGAIN_TAG if ADOPTED_TAG in tags else ADOPTED_TAG, owner_tag(self._owner_id)]
+        tags += [ADOPTED_TAG, owner_tag(self._owner_id)]
         await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
 
     async def _ready(self, flow_run: FlowRun) -> FlowRun:
@@ -260,7 +260,7 @@ class LaunchRuns:
             return await self._client.read_flow_run(flow_run.id)
         if await self._is_to_end(flow_run):
             # The state goes with the next line, and what somebody wants must outlive this process.
-            await self._client.update_flow_run_labels(flow_run.id, {CANCEL_LABEL: "yes"})
+            await self._client.update_flow_run_labels(flow_run.id, {**marks.mark(marks.CANCELLED)})
         # Not Scheduled: a worker would start a launch that has a deployment a second time.
         await self._client.set_flow_run_state(
             flow_run.id, Pending(message="Its agent is gone; going on."), force=True
@@ -288,7 +288,7 @@ class LaunchRuns:
         await self._client.set_flow_run_state(
             flow_run_id,
             Running(
-                name="AwaitingAdoption", message="Its agent stopped; the next one goes on. The job runs on."
+                name="AwaitingAdoption", message="Its agent stopped; the next one goes on. No job is touched."
             ),
         )
 

@@ -54,8 +54,8 @@ class LiveLaunch:
         looked_at: When its jobs were last listed, on the session's monotonic clock.
         looked_in: Which region, as its parent, was listed last then.
         may_have_job: Whether another process may have created a job that no list shows yet.
-        may_have_twin: Whether the current job was created although another one might have been there, by
-            this process or by one of several before it.
+        may_have_twin: Whether a job was created although another one might have been there, by this process
+            or by one before it.
         refusal: Why the item cannot be launched.
         created: When its flow run was made, as far as that is known.
         run_showed_up: Whether the run of a job that succeeded is at W&B.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.live_launch import LiveLaunch, Prepared
-from flows.notices import show
+from flows.notices import RUNNING, show
 from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from vertex_launch.clock import until_any
@@ -29,7 +29,7 @@ async def prepare(session: LaunchSession, live: LiveLaunch) -> Prepared:
 
 
 async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
-    """Whether a first job may be created now: nobody wants the launch's end, and its sweep goes on.
+    """Whether a job may be created now: nobody wants the launch's end, and its sweep goes on.
 
     A launch that has lost its slot waits here for another one, and a sweep scheduler for its place under the
     limit for schedulers. Raises InvalidRunSpec
@@ -42,6 +42,7 @@ async def may_start(session: LaunchSession, live: LiveLaunch) -> bool:
         live.is_waiting_for_slot = True
         await until_any(live.slot.admits, live.stop_requested, live.leave)
         live.is_waiting_for_slot = False
+        await show(session, live, RUNNING, "It has its place.")
     await session.until_sure(live)
     if live.stop_requested.is_set() or live.leave.is_set():
         return False

@@ -20,10 +20,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 from pydantic import SecretStr
 
-from flows import preparation
+from flows import marks, preparation
 from flows.background import in_background
 from flows.launch_engine import start_launch
-from flows.launch_runs import CANCEL_LABEL, FRESH_SECONDS, LaunchRuns
+from flows.launch_runs import FRESH_SECONDS, LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.mending import Mendings
 from flows.others import Others
@@ -32,7 +32,6 @@ from flows.queue_item import QueueItem
 from flows.session import LaunchSession
 from flows.slot import Slot
 from flows.slots import Slots, scheduler_slots_of, slots_of
-from flows.tags import ADOPTED_AGAIN_TAG
 from flows.whereabouts import whereabouts_of
 from vertex_launch.clock import Clock
 from vertex_launch.errors import LaunchError, NotFound
@@ -336,11 +335,11 @@ class QueueServer:
             api_key=api_key,
             config=config,
             may_have_job=flow_run.run_count > 0,
-            may_have_twin=ADOPTED_AGAIN_TAG in flow_run.tags,
+            may_have_twin=marks.MAY_HAVE_TWIN in flow_run.labels,
             whereabouts=whereabouts_of(flow_run.labels),
             created=flow_run.created,
         )
-        if CANCEL_LABEL in flow_run.labels:
+        if marks.CANCELLED in flow_run.labels:
             live.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
         return live
 
@@ -372,7 +371,9 @@ class QueueServer:
         Launches that have no job do not wait for each other.
         """
         waiting = {live.slot for live in self._lives.values() if live.is_waiting_for_slot}
-        return self._adopted_at > self._left_at and waiting.issuperset(self._slots.unsure)
+        is_recent = self._clock.monotonic() - self._adopted_at <= CLEAR_SECONDS
+        is_all_here = is_recent and self._adopted_at > self._left_at
+        return is_all_here and waiting.issuperset(self._slots.unsure)
 
     async def _see_through(self, flow_run: FlowRun, live: LiveLaunch, slots: Slots) -> None:
         """Follow one launch to its end; give its slot back when no job of it is under way any more.
@@ -451,10 +452,10 @@ class QueueServer:
 
         is_covered = await self._others.are_covered(looked)
         # One that another agent was quicker to adopt may be owed a slot there, as the next look will tell.
-        if not left_count:
+        if not left_count and not any(self._runs.is_own(run) for run in self._runs.others):
             self._adopted_at = looked
-            if is_covered:
-                self._clear_at = looked
+        if not left_count and is_covered:
+            self._clear_at = looked
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError.
@@ -474,5 +475,6 @@ class QueueServer:
         logger.warning("The launch of item %s is another agent's now", live.item.item_id)
         live.is_anothers = True
         live.leave.set()
+        self._left_at = self._clock.monotonic()
         for slots in (self._slots, self._scheduler_slots):
             slots.forget_launch(live.flow_run_id)

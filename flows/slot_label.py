@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from uuid import UUID
 
 # The lease of a launch's slot: as a job, or as a sweep scheduler.
@@ -14,9 +15,18 @@ GIVEN_BACK = "given back"
 NO_SLOT = ""
 
 
-def slot_labels(label: str, text: str, limit_names: Sequence[str]) -> dict[str, str]:
-    """Return the labels that say which slot a launch has, under which limits."""
-    return {label: text, _limits_label(label): json.dumps([*limit_names])}
+def slot_labels(
+    label: str, text: str, limit_names: Sequence[str], taken: datetime | None = None
+) -> dict[str, str]:
+    """Return the labels that say which slot a launch has, under which limits, and since when if known."""
+    since = {} if taken is None else {_since_label(label): taken.isoformat()}
+    return {label: text, _limits_label(label): json.dumps([*limit_names]), **since}
+
+
+def taken_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> datetime | None:
+    """Return when a launch's slot was taken, as its flow run's labels have it."""
+    noted = labels.get(_since_label(label))
+    return None if noted is None else datetime.fromisoformat(str(noted))
 
 
 def notes_slot(labels: Mapping[str, object], label: str, limit_name: str) -> bool:
@@ -36,6 +46,10 @@ def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | N
         return UUID(str(noted))
     except ValueError:
         return None
+
+
+def _since_label(label: str) -> str:
+    return f"{label}-since"
 
 
 def _limits_label(label: str) -> str:

@@ -39,6 +39,7 @@ from flows.slot_label import (
     SCHEDULER_LEASE_LABEL,
     lease_of,
     slot_labels,
+    taken_of,
 )
 from vertex_launch.clock import Clock
 from vertex_launch.errors import NotFound, Problem
@@ -204,7 +205,7 @@ class Slots:
 
     def labels_of(self, slot: Slot) -> dict[str, str]:
         """Return the labels of a launch's flow run by which the next agent finds its slot."""
-        return {} if slot.lease_id is None else slot_labels(self._label, slot.text, self._limit_names)
+        return {} if slot.lease_id is None else self._labels(slot, slot.text)
 
     def owe(self) -> Slot:
         """Return the slot of a launch that is to have one; `settle` gets it its lease."""
@@ -221,7 +222,7 @@ class Slots:
 
         `labels` are those of its flow run. Raises httpx.HTTPError when Prefect cannot be reached.
         """
-        slot = Slot(lease_of(labels, self._label))
+        slot = Slot(lease_of(labels, self._label), taken=taken_of(labels, self._label))
         self.give(slot, flow_run_id, labels)
         self.start_mending_over()
         if slot.lease_id is not None and not await self._renew_lease(slot, slot.lease_id):
@@ -363,7 +364,10 @@ class Slots:
         # A lease that is gone before its time was forgotten; what no launch notes is taken off in time.
         is_counted = slot.noted == str(lease_id) and not self._has_ended(slot)
         if await self._is_taken(slot):
-            self.forget(slot)  # and whoever has the launch may have given it back
+            # Whoever has the launch may have given it back.
+            self.forget(slot)
+            slot.lease_id = None
+            slot.admits.clear()
         elif slot.lease_id == lease_id:  # else it was given back meanwhile, or has a new one
             logger.warning("Prefect no longer knows a slot of %s", self._limit_name)
             slot.lease_id, slot.is_counted = None, is_counted
@@ -413,7 +417,7 @@ class Slots:
             self.start_mending_over()
             raise
         granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
-        slot.lease_id = granted.lease_id
+        slot.lease_id, slot.taken = granted.lease_id, self._clock.now()
         _note_renewal(slot, sent)
         if missing := set(self._limit_names) - {limit.name for limit in granted.limits}:
             # Someone deleted a limit; without it Prefect would grant any number of slots.
@@ -440,6 +444,9 @@ class Slots:
         await self._note(slot)
         return True
 
+    def _labels(self, slot: Slot, text: str) -> dict[str, str]:
+        return slot_labels(self._label, text, self._limit_names, slot.taken)
+
     async def _note(self, slot: Slot) -> None:
         """Note the lease on the launch's flow run, or that it is gone."""
         if slot.flow_run_id is None or slot.is_counted:
@@ -449,7 +456,7 @@ class Slots:
         text = GIVEN_BACK if slot in self._released else slot.text
         if text == slot.noted:
             return
-        labels = slot_labels(self._label, text, self._limit_names)
+        labels = self._labels(slot, text)
         try:
             await self._client.update_flow_run_labels(slot.flow_run_id, {**labels})
         except httpx.HTTPStatusError as error:

@@ -71,7 +71,7 @@ async def submit(session: LaunchSession, live: LiveLaunch) -> str:
             has_looked_later = True
             if live.job is None:
                 live.job = await attempts.find_until_slot(session, live)
-        if live.job is None and not await quota.uncounted(preparation.may_start(session, live)):
+        if live.job is None and not await preparation.may_start(session, live):
             return await _last_look(session, live)
         try:
             live.job = live.job or await attempts.create(session, live)

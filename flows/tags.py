@@ -7,9 +7,8 @@ from uuid import UUID
 from flows.queue_item import QueueItem
 
 PRODUCT_TAG = "vertex-launch"
-# On a launch that another agent has taken over, and on one that this has happened to before.
+# On a launch that another agent has taken over, for people to see.
 ADOPTED_TAG = "adopted"
-ADOPTED_AGAIN_TAG = "adopted again"
 
 
 def queue_tag(entity: str, queue: str) -> str:

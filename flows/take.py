@@ -84,7 +84,10 @@ async def _look_after(session: LaunchSession, slots: Slots, slot: Slot, live: Li
     """Let the launch start once it has its slot, keep it one, and give it back when its job has ended."""
     while not live.job_ended.is_set():
         if await slots.settle():
-            slot.admits.set()
+            if slot.is_held:
+                slot.admits.set()
+            else:
+                live.leave.set()  # an agent has taken the launch for crashed, and goes on with it
         await sleep_until(live.job_ended, session.block.poll_seconds, session.clock)
     await slots.leave(slot)
     await asyncio.Event().wait()

@@ -47,17 +47,12 @@ class QuotaWait:
         self._since = ended or live.created or session.clock.now()
         self._pause_seconds = session.block.watch_seconds
 
-    async def uncounted(self, work: Awaitable[bool]) -> bool:
-        """Return what `work` returns; the time that it takes is no wait for a quota."""
-        began = self._session.clock.now()
-        result = await work
-        self._since += self._session.clock.now() - began
-        return result
-
     async def again(self, error: OverQuota) -> bool:
         """Wait before the next try; False if there is to be none, because somebody asked for an end."""
         session, live = self._session, self._live
-        waited_seconds = (session.clock.now() - self._since).total_seconds()
+        # The wait for its slot is none for a quota.
+        since = max(self._since, live.slot.taken or self._since)
+        waited_seconds = (session.clock.now() - since).total_seconds()
         left_seconds = (session.block.queueing_timeout_seconds or inf) - waited_seconds
         if left_seconds <= 0:
             live.request_stop(StopRequest(Requester.QUEUEING_TIMEOUT, session.clock.now(), grace_seconds=0.0))
@@ -68,7 +63,7 @@ class QuotaWait:
         run_log().info("Waiting %.0f s for quota: %s", pause_seconds, error)
         await show(session, live, "WaitingForQuota", f"No job yet: {error}")
         if waited_seconds >= session.block.long_wait_seconds:
-            await warn(session, live, f"Waiting for quota since {_time(self._since)}: {error}")
+            await warn(session, live, f"Waiting for quota since {_time(since)}: {error}")
         jittered_seconds = pause_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         return not await pause(session, live, min(jittered_seconds, left_seconds))
 

@@ -12,6 +12,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 
 from flows import attempts, course, launch_runs, outcome, queue_server, standing, steps, stops
+from flows.flow_run_page import FlowRunPage
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_item import QueueItem, run_of
@@ -386,4 +387,14 @@ def stop_at_wandb_ignored(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(0), 7, 10)
 def cancel_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
     """Whoever adopts a launch that was cancelled in Prefect does not know of it."""
-    patch.setattr(queue_server, "CANCEL_LABEL", "no launch has this label")
+
+    async def is_to_end(*_: Any) -> bool:
+        return False
+
+    patch.setattr(LaunchRuns, "_is_to_end", is_to_end)
+
+
+@noticed_by(Seed(45), 2)
+def twin_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
+    """Whoever adopts a launch does not know that a second job was created, where there may be a first one."""
+    patch.setattr(FlowRunPage, "mark", do_nothing)

@@ -15,7 +15,7 @@ OWNER_TAG = "agent:"
 # An agent looks for what has become another's every 30 s, and a call takes its time.
 LOOK_SECONDS = 45.0
 # So long after somebody has taken a launch another one may not have seen that yet.
-UNSEEN_SECONDS = 1.0
+UNSEEN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -356,6 +356,9 @@ class PagePort:
     async def show_state(self, flow_run_id: UUID, state: State[Any]) -> None:
         await FlowRunPage(cast("Any", self._client)).show_state(flow_run_id, state)
 
+    async def mark(self, flow_run_id: UUID, name: str) -> None:
+        await FlowRunPage(cast("Any", self._client)).mark(flow_run_id, name)
+
     async def leave_link(self, link: str, text: str, description: str) -> None:
         await self._leave("leave_link")
 
