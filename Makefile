@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests/chaos tests/integration tests/simulation tests/conformance tests/unit
 STAMP := $(VENV)/.ready
 
-.PHONY: bench fuzz simulate mutants chaos soak blocks demo test lint lock clean
+.PHONY: bench slow fuzz simulate mutants chaos soak blocks demo test lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements/dev.txt pyproject.toml
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## eight runs from a W&B queue through Vertex AI and back, on lo
 
 test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many tests wait for others
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
+
+slow: $(STAMP)  ## the demo and the deployments with a worker, as they are run from a shell; two minutes
+	@$(BIN)/python -m pytest -m slow tests/integration --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
 	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_sandbox_fuzz.py tests/conformance/test_adapters_fuzz.py tests/integration/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)

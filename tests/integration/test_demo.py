@@ -19,6 +19,8 @@ from flows.demo_runs import RUNS
 DEMO_SECONDS = 110.0
 END_SECONDS = 30.0
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:

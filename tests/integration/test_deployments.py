@@ -34,7 +34,7 @@ DEADLINE_SECONDS = 120.0
 HOLD = ("-c", "import time; time.sleep(600)")
 
 # Each starts processes of Prefect's, which takes a busy machine long.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400), pytest.mark.slow]
 
 
 @dataclass(frozen=True)
