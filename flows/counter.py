@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import httpx
 from prefect.client.orchestration import PrefectClient
-from prefect.context import SettingsContext, get_settings_context
 
+from flows.asking_once import asking_once
 from vertex_launch.clock import Clock
 
 PAUSES_SECONDS = (1.0, 3.0)
@@ -29,7 +29,7 @@ async def take_off(
     """
     for pause_seconds in (*PAUSES_SECONDS, None):
         try:
-            with _asking_once():
+            with asking_once():
                 await client.release_concurrency_slots([*limit_names], slots, occupancy_seconds)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             if pause_seconds is None:
@@ -37,14 +37,3 @@ async def take_off(
             await clock.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
         else:
             return
-
-
-def _asking_once() -> SettingsContext:
-    """Return settings in which Prefect's client does not ask again.
-
-    `temporary_settings` would read the whole environment anew, and hold up everything else for 30 ms.
-    """
-    context = get_settings_context()
-    client = context.settings.client.model_copy(update={"max_retries": 0})
-    settings = context.settings.model_copy(update={"client": client})
-    return SettingsContext(profile=context.profile, settings=settings)

@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Pending, Running, to_state_create
 
 from flows import marks
+from flows.asking_once import asking_once
 from flows.launch import launch
 from flows.outcome import ELSEWHERE
 from flows.queue_item import QueueItem
@@ -252,7 +253,8 @@ class LaunchRuns:
     async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
         tags += [ADOPTED_TAG, owner_tag(self._owner_id)]
-        await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
+        with asking_once():  # by the time it is asked again the launch may be another agent's
+            await self._client.update_flow_run(flow_run.id, tags=list(dict.fromkeys(tags)))
 
     async def _ready(self, flow_run: FlowRun) -> FlowRun:
         if flow_run.state is not None and (flow_run.state.is_running() or flow_run.state.is_pending()):
@@ -261,10 +263,11 @@ class LaunchRuns:
         if await self._is_to_end(flow_run):
             # The state goes with the next line, and what somebody wants must outlive this process.
             await self._client.update_flow_run_labels(flow_run.id, {**marks.mark(marks.CANCELLED)})
-        # Not Scheduled: a worker would start a launch that has a deployment a second time.
-        await self._client.set_flow_run_state(
-            flow_run.id, Pending(message="Its agent is gone; going on."), force=True
-        )
+        with asking_once():  # it may have ended by then
+            # Not Scheduled: a worker would start a launch that has a deployment a second time.
+            await self._client.set_flow_run_state(
+                flow_run.id, Pending(message="Its agent is gone; going on."), force=True
+            )
         return await self._client.read_flow_run(flow_run.id)
 
     async def _is_to_end(self, flow_run: FlowRun) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -261,13 +261,16 @@ class PrefectPort:
         )
 
     async def update_flow_run(self, flow_run_id: UUID, *, tags: list[str]) -> None:
-        asked = self._world.loop.time()
-        await self._do(
-            "update_flow_run",
-            lambda: self._model.update_flow_run(flow_run_id, tags, asked),
-            flow_run_id.int,
-            is_write=True,
-        )
+        async def update() -> None:
+            asked = self._world.loop.time()
+            await self._do(
+                "update_flow_run",
+                lambda: self._model.update_flow_run(flow_run_id, tags, asked),
+                flow_run_id.int,
+                is_write=True,
+            )
+
+        await _insisted(update)
 
     async def update_flow_run_labels(self, flow_run_id: UUID, labels: dict[str, Any]) -> None:
         await self._do(
@@ -285,12 +288,15 @@ class PrefectPort:
     async def set_flow_run_state(
         self, flow_run_id: UUID, state: State[Any], force: bool = False
     ) -> State[Any]:
-        return await self._do(
-            "set_state",
-            lambda: self._model.set_state(flow_run_id, state, force=force),
-            f"{flow_run_id.int} {state.name}",
-            is_write=True,
-        )
+        async def set_state() -> State[Any]:
+            return await self._do(
+                "set_state",
+                lambda: self._model.set_state(flow_run_id, state, force=force),
+                f"{flow_run_id.int} {state.name}",
+                is_write=True,
+            )
+
+        return await (_insisted(set_state) if force else set_state())
 
     async def upsert_global_concurrency_limit_by_name(self, name: str, limit: int) -> None:
         await self._do("upsert_limit", lambda: self._model.upsert_limit(name, limit), is_write=True)
@@ -322,16 +328,12 @@ class PrefectPort:
         await self._do("release_slot", lambda: self._model.release(lease_id), lease_id.int, is_write=True)
 
     async def release_concurrency_slots(self, names: list[str], slots: int, occupancy_seconds: float) -> None:
-        def release() -> None:
-            self._model.release_counted(names, slots)
+        async def release() -> None:
+            await self._do(
+                "release_counted", lambda: self._model.release_counted(names, slots), is_write=True
+            )
 
-        try:
-            await self._do("release_counted", release, is_write=True)
-        except httpx.ReadTimeout:
-            # No other call that is asked for again by Prefect's client makes a difference.
-            if not PREFECT_CLIENT_MAX_RETRIES.value():
-                raise
-            await self._do("release_counted", release, is_write=True)
+        await _insisted(release)
 
     async def _do(
         self, name: str, apply: Callable[[], T], subject: object = "", *, is_write: bool = False
@@ -382,6 +384,16 @@ class PagePort:
         await self._world.effect(
             self._process, "prefect", name, lambda: None, _lost_at_prefect, is_write=True
         )
+
+
+async def _insisted(write: Callable[[], Awaitable[T]]) -> T:
+    """Do what makes a difference when it is done again: Prefect's client asks again if it gets no answer."""
+    try:
+        return await write()
+    except httpx.ReadTimeout:
+        if not PREFECT_CLIENT_MAX_RETRIES.value():
+            raise
+        return await write()
 
 
 def _item_label(job: Any) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows import counter, slots, steps
+from flows import counter, launch_runs, slots, steps
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_server import QueueServer
@@ -143,7 +143,13 @@ def launch_without_a_slot_counted_as_covered(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(1202), 4)
 def slots_taken_off_again_without_an_answer(patch: pytest.MonkeyPatch) -> None:
     """Slots that no lease holds are taken off twice when Prefect's first answer is lost."""
-    patch.setattr(counter, "_asking_once", nullcontext)
+    patch.setattr(counter, "asking_once", nullcontext)
+
+
+@noticed_by(Seed(0), 1, 2, 5, 6)
+def launch_taken_again_without_an_answer(patch: pytest.MonkeyPatch) -> None:
+    """Prefect's client writes the owner of a launch again, and forces its state, for as long as it likes."""
+    patch.setattr(launch_runs, "asking_once", nullcontext)
 
 
 @noticed_by(Seed(69), 3, 4)
