@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows import counter, launch_runs, slots, steps
+from flows import counter, slots, steps
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_server import QueueServer
@@ -47,7 +47,7 @@ def slot_freed_at_submission(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(steps, "submit", submit_and_free)
 
 
-@noticed_by(Seed(11), 3, 4)
+@noticed_by(Seed(17), 3, 4)
 def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
     """The slot of a launch that is left to another agent is given back though its job runs on."""
     leave = QueueServer._leave
@@ -110,7 +110,7 @@ def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slots, "_is_taken", is_own)
 
 
-@noticed_by(Seed(7), 3, 4)
+@noticed_by(Seed(5), 3, 4)
 def leases_never_renewed(patch: pytest.MonkeyPatch) -> None:
     """A slot ends while its job runs."""
     patch.setattr(Slots, "keep_renewed", do_nothing)
@@ -123,7 +123,7 @@ def slots_given_back_too_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "_give_back", do_nothing)
 
 
-@noticed_by(Seed(157), 3, 4)
+@noticed_by(Seed(508), 3, 4)
 def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
     """New items are taken while nobody knows what runs unattended, on slots that are not free."""
     patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)
@@ -146,19 +146,13 @@ def slots_taken_off_again_without_an_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(counter, "asking_once", nullcontext)
 
 
-@noticed_by(Seed(0), 1, 2, 5, 6)
-def launch_taken_again_without_an_answer(patch: pytest.MonkeyPatch) -> None:
-    """Prefect's client writes the owner of a launch again, and forces its state, for as long as it likes."""
-    patch.setattr(launch_runs, "asking_once", nullcontext)
-
-
 @noticed_by(Seed(69), 3, 4)
 def ended_lease_taken_for_a_forgotten_one(patch: pytest.MonkeyPatch) -> None:
     """A slot whose lease has ended, and which may be somebody else's by now, is taken for a counted one."""
     patch.setattr(Slots, "_has_ended", lambda *_: False)
 
 
-@noticed_by(Seed(2975), 3)
+@noticed_by(Seed(790), 3)
 def job_created_though_its_slot_is_lost(patch: pytest.MonkeyPatch) -> None:
     """A launch that has lost its slot before it had a job creates that all the same."""
     patch.setattr(LaunchSession, "has_slot", lambda *_: True)
