@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows import counter, slots, steps
+from flows import slots, steps
 from flows.launch_runs import LaunchRuns
 from flows.live_launch import LiveLaunch
 from flows.queue_server import QueueServer
@@ -19,7 +17,6 @@ from flows.slot import Slot
 from flows.slot_label import lease_of
 from flows.slots import Slots
 from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by
-from vertex_launch.wandb_queue import PoppedItem
 
 
 @noticed_by(Seed(1), 3, 4)
@@ -129,23 +126,6 @@ def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)
 
 
-@noticed_by(Seed(2880), 3, 4)
-def launch_without_a_slot_counted_as_covered(patch: pytest.MonkeyPatch) -> None:
-    """An agent that begins takes another one's launch, whose lease is gone, for one that has its slot."""
-    renew = Slots.renew_of_another
-
-    async def renew_if_any(self: Slots, lease_id: UUID | None) -> bool:
-        return lease_id is None or await renew(self, lease_id)
-
-    patch.setattr(Slots, "renew_of_another", renew_if_any)
-
-
-@noticed_by(Seed(1202), 4)
-def slots_taken_off_again_without_an_answer(patch: pytest.MonkeyPatch) -> None:
-    """Slots that no lease holds are taken off twice when Prefect's first answer is lost."""
-    patch.setattr(counter, "asking_once", nullcontext)
-
-
 @noticed_by(Seed(69), 3, 4)
 def ended_lease_taken_for_a_forgotten_one(patch: pytest.MonkeyPatch) -> None:
     """A slot whose lease has ended, and which may be somebody else's by now, is taken for a counted one."""
@@ -156,19 +136,3 @@ def ended_lease_taken_for_a_forgotten_one(patch: pytest.MonkeyPatch) -> None:
 def job_created_though_its_slot_is_lost(patch: pytest.MonkeyPatch) -> None:
     """A launch that has lost its slot before it had a job creates that all the same."""
     patch.setattr(LaunchSession, "has_slot", lambda *_: True)
-
-
-@noticed_by(Seed(51714), 4)
-def slot_given_back_beside_the_adoption(patch: pytest.MonkeyPatch) -> None:
-    """A launch that was made without an answer is adopted while its slot is on its way back."""
-    on_their_way: set[asyncio.Task[None]] = set()
-
-    async def begin(self: QueueServer, popped: PoppedItem, slot: Slot) -> None:
-        is_started = False
-        try:
-            is_started = await self._start_under(popped, slot)
-        finally:
-            if not is_started:
-                on_their_way.add(asyncio.create_task(self._slots.release(slot)))
-
-    patch.setattr(QueueServer, "_begin", begin)
