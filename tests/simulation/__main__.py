@@ -67,7 +67,7 @@ def main(seeds: int, first: int, items: int) -> int:
             failures,
         )
         collect(
-            f"{{single}} gaps in {len(SCRIPTS_WITH_GAPS)} scripts, one or both of two agents cut off, or one still",
+            f"{{single}} gaps in {len(SCRIPTS_WITH_GAPS)} scripts, one agent or both cut off, or one still",
             pool.map(one_script_with_gaps, SCRIPTS_WITH_GAPS),
             failures,
         )
