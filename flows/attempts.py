@@ -291,7 +291,7 @@ async def _look(session: LaunchSession, live: LiveLaunch) -> tuple[object, tuple
     """Return what is to be done, and the launch's jobs, once there is none too many."""
     while True:
         own = _own_parents(session, live)
-        jobs = await _jobs(session, live)
+        jobs = await _jobs(session, live, own)
         live.looked_in, live.looked_at = own, session.clock.monotonic()
         decision = _decision(session, live, jobs)
         if not isinstance(decision, Cancel):
@@ -320,13 +320,12 @@ async def _look_again(session: LaunchSession, live: LiveLaunch) -> JobRecord | N
     return job
 
 
-async def _jobs(session: LaunchSession, live: LiveLaunch) -> tuple[JobRecord, ...]:
+async def _jobs(session: LaunchSession, live: LiveLaunch, own: frozenset[str]) -> tuple[JobRecord, ...]:
     """Return the jobs of this item in every region it may be in, and those this process knows.
 
-    The region that the current attempt's job goes to is asked last, as other regions may be slow to answer.
+    `own`, where the current attempt's job goes, is asked last, as other regions may be slow to answer.
     A list that lags must neither hide an attempt nor bring one back that has ended.
     """
-    own = _own_parents(session, live)
     others = (session.regions.parents(live.locations) | live.whereabouts) - own
     try:
         listed = [*await session.regions.jobs_of(live.item.item_id, others)]

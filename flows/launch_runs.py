@@ -161,8 +161,8 @@ class LaunchRuns:
         owners = {owner for run in candidates if (owner := owner_of(run.tags)) is not None}
         alive = await self._colleagues.at_work(owners - {self._owner_id})
         self.others = [run for run in candidates if owner_of(run.tags) in alive or not self._may_start(run)]
-        left = {run.id for run in candidates} - {run.id for run in self.others}
-        return [run for run in candidates if run.id in left]
+        others = {run.id for run in self.others}
+        return [run for run in candidates if run.id not in others]
 
     async def note_whereabouts(self, flow_run: FlowRun, whereabouts: frozenset[str]) -> None:
         """Note where else a launch's jobs may be from now on."""

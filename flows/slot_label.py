@@ -15,9 +15,7 @@ GIVEN_BACK = "given back"
 NO_SLOT = ""
 
 
-def slot_labels(
-    label: str, text: str, limit_names: Sequence[str], taken: datetime | None = None
-) -> dict[str, str]:
+def slot_labels(label: str, text: str, limit_names: Sequence[str], taken: datetime | None) -> dict[str, str]:
     """Return the labels that say which slot a launch has, under which limits, and since when if known."""
     since = {} if taken is None else {_since_label(label): taken.isoformat()}
     return {label: text, _limits_label(label): json.dumps([*limit_names]), **since}

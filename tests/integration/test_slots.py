@@ -42,6 +42,7 @@ async def test_a_slot_that_a_restarted_server_only_counts_is_kept_and_gets_a_lea
         assert limit.active_slots == 1
         noted = lease_of((await client.read_flow_run(flow_run.id)).labels)
         assert await others.renew_of_another(noted) == (max_jobs > 1)
+        assert not await others.renew_of_another(None)
         await slots.release(slot)
         limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
         assert limit.active_slots == 0

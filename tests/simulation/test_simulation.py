@@ -14,7 +14,7 @@ SEEDS = 12
 TELLING_SEEDS = (132, 1004)
 # So much of what `make simulate` plays in full.
 EVERY = 4
-GAP_STEP_SECONDS = 80.0
+GAP_STEP_SECONDS = 40.0
 HOURS = 2.0
 # Longer than it takes until a dead agent is replaced and has looked for a job again.
 LAG_SECONDS = 60.0
