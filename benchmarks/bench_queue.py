@@ -16,7 +16,7 @@ from benchmarks.processes import Measured, program
 from benchmarks.servers import ENTITY, Servers
 
 if TYPE_CHECKING:
-    from vertex_launch.vertex_jobs import VertexJobs
+    from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 PROJECT = "bench-project"
 POOL: dict[str, Any] = {
@@ -102,7 +102,7 @@ class BenchQueue:
             await self.jobs.cancel(job.name)
 
     async def _create_times(self) -> dict[str, float]:
-        from vertex_launch.labels import ITEM_LABEL
+        from prefect_vertex_launch.core.labels import ITEM_LABEL
 
         return {
             job.labels[ITEM_LABEL]: job.create_time.timestamp()
@@ -111,7 +111,7 @@ class BenchQueue:
         }
 
     async def _listed(self) -> list[Any]:
-        from vertex_launch.labels import QUEUE_LABEL, queue_key
+        from prefect_vertex_launch.core.labels import QUEUE_LABEL, queue_key
 
         return list(await self.jobs.list(f'labels.{QUEUE_LABEL}="{queue_key(ENTITY, self.name)}"'))
 
@@ -143,7 +143,7 @@ async def launch_queue(servers: Servers, name: str, *, max_jobs: int) -> AsyncIt
 @contextlib.asynccontextmanager
 async def serving(queue: BenchQueue) -> AsyncIterator[Measured]:
     """Run `vertex-launch agent` for the queue in a process of its own."""
-    arguments = ("flows.cli", "agent", "--queue", queue.name)
+    arguments = ("prefect_vertex_launch.cli.main", "agent", "--queue", queue.name)
     async with program(arguments, queue.servers.home / f"{queue.name}.log") as agent:
         yield agent
 
@@ -151,10 +151,10 @@ async def serving(queue: BenchQueue) -> AsyncIterator[Measured]:
 def _block(servers: Servers, name: str, max_jobs: int) -> Any:
     from pydantic import SecretStr
 
-    from blocks.gcp_credentials import GcpCredentials
-    from blocks.vertex_queue import VertexLaunchQueue
-    from blocks.wandb_credentials import WandbCredentials
-    from vertex_launch.sandbox.service_account import service_account_info
+    from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
+    from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+    from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+    from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 
     address = servers.address
     return VertexLaunchQueue(
@@ -176,6 +176,6 @@ def _block(servers: Servers, name: str, max_jobs: int) -> Any:
 
 
 def _key(item_id: str) -> str:
-    from vertex_launch.labels import launch_key
+    from prefect_vertex_launch.core.labels import launch_key
 
     return launch_key(item_id)

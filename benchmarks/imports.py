@@ -11,11 +11,11 @@ from benchmarks.figures import Figure, Result, median
 MODULES = (
     "google.cloud.aiplatform",
     "google.cloud.aiplatform_v1.services.job_service",
-    "vertex_launch.vertex_types",
-    "vertex_launch.vertex_client",
-    "blocks.vertex_queue",
+    "prefect_vertex_launch.core.vertex_types",
+    "prefect_vertex_launch.vertex.client",
+    "prefect_vertex_launch.blocks.vertex_queue",
     "prefect",
-    "flows.agent",
+    "prefect_vertex_launch.agent.agent",
 )
 _PROGRAM = """
 import importlib, json, psutil, sys, time

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from flows import demo_servers
+from prefect_vertex_launch.cli.demo import servers
 
 STOP_SECONDS = 10.0
 SAMPLE_SECONDS = 0.5
@@ -57,7 +57,7 @@ async def program(
     """Run `python -m …` in a process group of its own, which ends with the body."""
     started = time.time()
     command = (sys.executable, "-m", *arguments)
-    async with demo_servers.program(command, log, stop_seconds=STOP_SECONDS, stdout=stdout) as process:
+    async with servers.program(command, log, stop_seconds=STOP_SECONDS, stdout=stdout) as process:
         yield Measured(process, started, log)
 
 

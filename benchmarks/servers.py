@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import Measured, program
-from flows.demo_servers import (
+from prefect_vertex_launch.cli.demo.servers import (
     START_SECONDS,
     SandboxAddress,
     free_port,
@@ -94,7 +94,15 @@ async def servers(port: int) -> AsyncIterator[Servers]:
 
 @contextlib.asynccontextmanager
 async def _sandbox(home: Path) -> AsyncIterator[tuple[Measured, SandboxAddress]]:
-    arguments = ("flows.cli", "sandbox", "up", "--entity", ENTITY, "--queued-seconds", str(QUEUED_SECONDS))
+    arguments = (
+        "prefect_vertex_launch.cli.main",
+        "sandbox",
+        "up",
+        "--entity",
+        ENTITY,
+        "--queued-seconds",
+        str(QUEUED_SECONDS),
+    )
     async with program(arguments, home / "sandbox.log", stdout=asyncio.subprocess.PIPE) as sandbox:
         assert sandbox.process.stdout is not None
         line = await asyncio.wait_for(sandbox.process.stdout.readline(), START_SECONDS)

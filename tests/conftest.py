@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests import authorities
 from tests.garbage import collect_rarely
-from vertex_launch.sandbox.server import Sandbox
 
 
 def pytest_configure() -> None:

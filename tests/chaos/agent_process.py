@@ -20,9 +20,9 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn
 
-import flows.agent
-import flows.cli
-import flows.status
+import prefect_vertex_launch.agent.agent
+import prefect_vertex_launch.cli.main
+import prefect_vertex_launch.cli.status.status
 from tests.chaos import kill_points, slot_trace
 
 _started: set[int] = set()
@@ -72,7 +72,7 @@ def _be_an_agent(request: dict[str, Any]) -> NoReturn:
     sys.argv = ["vertex-launch", *request["arguments"]]
     code = 1
     try:
-        flows.cli.main()
+        prefect_vertex_launch.cli.main.main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

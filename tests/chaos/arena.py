@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import get_client
 
+from prefect_vertex_launch.cli.migrate.migration import UNLIMITED
+from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from tests.chaos import auditor
 from tests.chaos.auditor import Evidence, FlowRun, PrefectSide
 from tests.chaos.nursery import AgentProcess, Nursery, nursery
@@ -25,32 +27,30 @@ from tests.chaos.slot_trace import leases
 from tests.chaos.watch import Watch, watching
 from tests.chaos.workload import Workload
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.migration import UNLIMITED
-from vertex_launch.shared_limit import shared_limit_name
 
 # A dead agent is noticed after seconds instead of minutes; what is half of what stays half of it.
 QUICK: Mapping[str, Any] = {
-    "flows.standing.HEARTBEAT_SECONDS": 0.25,
-    "flows.standing.DOUBT_SECONDS": 1.0,
-    "flows.standing.GONE_SECONDS": 2.0,
-    "flows.standing.LOOK_AWAY_SECONDS": 2.5,
-    "flows.queue_server.ADOPTION_SECONDS": 0.5,
+    "prefect_vertex_launch.coordination.heartbeat.HEARTBEAT_SECONDS": 0.25,
+    "prefect_vertex_launch.coordination.heartbeat.DOUBT_SECONDS": 1.0,
+    "prefect_vertex_launch.coordination.heartbeat.GONE_SECONDS": 2.0,
+    "prefect_vertex_launch.coordination.heartbeat.LOOK_AWAY_SECONDS": 2.5,
+    "prefect_vertex_launch.agent.queue_worker.ADOPTION_SECONDS": 0.5,
     # Prefect grants no lease of less than a minute.
-    "flows.slots.LEASE_SECONDS": 60.0,
-    "flows.slots.RENEWAL_SECONDS": 20.0,
-    "flows.mending.EXCESS_SECONDS": 70.0,
-    "flows.mending.SPREAD_SECONDS": 2.0,
-    "flows.launch_runs.CONFIRM_SECONDS": 0.3,
-    "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
-    "flows.launch_runs.MAX_CRASH_PAUSE_SECONDS": 2.0,
+    "prefect_vertex_launch.coordination.slots.LEASE_SECONDS": 60.0,
+    "prefect_vertex_launch.coordination.slots.RENEWAL_SECONDS": 20.0,
+    "prefect_vertex_launch.coordination.mending.EXCESS_SECONDS": 70.0,
+    "prefect_vertex_launch.coordination.mending.SPREAD_SECONDS": 2.0,
+    "prefect_vertex_launch.coordination.launch_store.CONFIRM_SECONDS": 0.3,
+    "prefect_vertex_launch.coordination.launch_store.CRASH_PAUSE_SECONDS": 0.5,
+    "prefect_vertex_launch.coordination.launch_store.MAX_CRASH_PAUSE_SECONDS": 2.0,
     # The sandbox lists a job as soon as there is one.
-    "flows.attempts.LOOK_AGAIN_SECONDS": (0.2, 0.5),
-    "flows.attempts.LAST_LOOKS_SECONDS": (0.2, 0.5),
-    "flows.stops.STOP_POLL_SECONDS": 0.5,
-    "flows.course.FIRST_PAUSE_SECONDS": 1.0,
-    "flows.course.MAX_PAUSE_SECONDS": 4.0,
-    "flows.rotation.MAX_BACKOFF_SECONDS": 2.0,
-    "vertex_launch.job_watcher.MAX_BACKOFF_SECONDS": 2.0,
+    "prefect_vertex_launch.launch.find_jobs.LOOK_AGAIN_SECONDS": (0.2, 0.5),
+    "prefect_vertex_launch.launch.find_jobs.LAST_LOOKS_SECONDS": (0.2, 0.5),
+    "prefect_vertex_launch.launch.stop_requests.STOP_POLL_SECONDS": 0.5,
+    "prefect_vertex_launch.launch.lifecycle.FIRST_PAUSE_SECONDS": 1.0,
+    "prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS": 4.0,
+    "prefect_vertex_launch.agent.round_robin.MAX_BACKOFF_SECONDS": 2.0,
+    "prefect_vertex_launch.vertex.job_watcher.MAX_BACKOFF_SECONDS": 2.0,
 }
 LEASE_SECONDS = 3.0
 LOOK_SECONDS = 0.2

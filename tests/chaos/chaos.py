@@ -34,10 +34,10 @@ END_SECONDS = 180.0
 END_ON_FILE_SECONDS = 480.0
 PATIENT: Mapping[str, Any] = {
     **QUICK,
-    "flows.standing.HEARTBEAT_SECONDS": 1.0,
-    "flows.standing.DOUBT_SECONDS": 5.0,
-    "flows.standing.GONE_SECONDS": 10.0,
-    "flows.standing.LOOK_AWAY_SECONDS": 12.0,
+    "prefect_vertex_launch.coordination.heartbeat.HEARTBEAT_SECONDS": 1.0,
+    "prefect_vertex_launch.coordination.heartbeat.DOUBT_SECONDS": 5.0,
+    "prefect_vertex_launch.coordination.heartbeat.GONE_SECONDS": 10.0,
+    "prefect_vertex_launch.coordination.heartbeat.LOOK_AWAY_SECONDS": 12.0,
 }
 EVERY_BLOW = ("sandbox", "prefect", "freeze", "terminate")
 SERVERS = {"sandbox": SANDBOX, "prefect": PREFECT_SERVER}

@@ -21,8 +21,8 @@ from typing import Any
 
 import httpx
 
+from prefect_vertex_launch.core.errors import OutcomeUnknown
 from tests.chaos import slot_trace
-from vertex_launch.errors import OutcomeUnknown
 
 FAULT_SECONDS = 5.0
 ASKING_SECONDS = 0.005
@@ -48,16 +48,18 @@ class Wire:
 
 
 EFFECTS = {
-    "take a slot": Effect("flows.slots", "Slots", "try_take", needs_result=True),
-    "pop": Effect("vertex_launch.wandb_queue", "WandbQueue", "pop", needs_result=True),
-    "create the flow run": Effect("flows.launch_runs", "LaunchRuns", "create", needs_result=True),
-    "acknowledge": Effect("vertex_launch.wandb_queue", "WandbQueue", "acknowledge"),
-    "list": Effect("vertex_launch.vertex_jobs", "VertexJobs", "list"),
-    "create": Effect("vertex_launch.vertex_jobs", "VertexJobs", "create"),
-    "report": Effect("vertex_launch.wandb_queue", "WandbQueue", "fail"),
-    "release the slot": Effect("flows.slots", "Slots", "release"),
-    "take over": Effect("flows.launch_runs", "LaunchRuns", "_own"),
-    "take over the slot": Effect("flows.slots", "Slots", "take_over"),
+    "take a slot": Effect("prefect_vertex_launch.coordination.slots", "Slots", "try_take", needs_result=True),
+    "pop": Effect("prefect_vertex_launch.wandb.queue", "WandbQueue", "pop", needs_result=True),
+    "create the flow run": Effect(
+        "prefect_vertex_launch.coordination.launch_store", "LaunchRuns", "create", needs_result=True
+    ),
+    "acknowledge": Effect("prefect_vertex_launch.wandb.queue", "WandbQueue", "acknowledge"),
+    "list": Effect("prefect_vertex_launch.vertex.jobs", "VertexJobs", "list"),
+    "create": Effect("prefect_vertex_launch.vertex.jobs", "VertexJobs", "create"),
+    "report": Effect("prefect_vertex_launch.wandb.queue", "WandbQueue", "fail"),
+    "release the slot": Effect("prefect_vertex_launch.coordination.slots", "Slots", "release"),
+    "take over": Effect("prefect_vertex_launch.coordination.launch_store", "LaunchRuns", "_own"),
+    "take over the slot": Effect("prefect_vertex_launch.coordination.slots", "Slots", "take_over"),
 }
 WIRES = {
     "pop": Wire("wandb", "popFromRunQueue", lambda _queue, agent_id: str(agent_id)),

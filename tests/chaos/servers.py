@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-from flows.demo_servers import free_port
+from prefect_vertex_launch.cli.demo.servers import free_port
 from tests.chaos.auditor import Job, read_job
 from tests.chaos.nursery import ROOT
 from tests.integration.shared_prefect import IN_MEMORY, SETTINGS, clean_environment
@@ -158,7 +158,15 @@ class SandboxProcess(Program):
         images = [f"--image={name}={command}" for name, command in IMAGES.items()]
         super().__init__(
             [
-                *("flows.cli", "sandbox", "up", "--entity", ENTITY, "--api-key", self.api_key),
+                *(
+                    "prefect_vertex_launch.cli.main",
+                    "sandbox",
+                    "up",
+                    "--entity",
+                    ENTITY,
+                    "--api-key",
+                    self.api_key,
+                ),
                 *(word for name, port in ports.items() for word in (f"--{name}-port", str(port))),
                 *("--state", str(self.state), "--request-log", str(self.request_log)),
                 *("--lease-seconds", str(lease_seconds), "--queued-seconds", str(job_seconds)),

@@ -57,7 +57,7 @@ def trace() -> None:
 
 
 def _trace_taking() -> None:
-    from flows.slots import Slots
+    from prefect_vertex_launch.coordination.slots import Slots
 
     take, take_over = Slots.try_take, Slots.take_over
 
@@ -82,9 +82,9 @@ def _trace_taking() -> None:
 
 
 def _trace_passing() -> None:
-    from flows.launch_runs import LaunchRuns
-    from flows.slot_label import lease_of
-    from flows.slots import Slots
+    from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+    from prefect_vertex_launch.coordination.slot_label import lease_of
+    from prefect_vertex_launch.coordination.slots import Slots
 
     release, create = Slots.release, LaunchRuns.create
 

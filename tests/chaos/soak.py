@@ -31,7 +31,10 @@ END_SECONDS = 2700.0
 FAULTY_SHARE = 0.05
 LEAST_FAULTY_SHARE = 0.03
 # A slot whose answer was lost is held until its lease ends, which nobody has to wait five minutes for.
-SHORT_LEASES = {"flows.slots.LEASE_SECONDS": 60.0, "flows.slots.RENEWAL_SECONDS": 20.0}
+SHORT_LEASES = {
+    "prefect_vertex_launch.coordination.slots.LEASE_SECONDS": 60.0,
+    "prefect_vertex_launch.coordination.slots.RENEWAL_SECONDS": 20.0,
+}
 # How much more memory the last quarter of the items may take than the first, and with how many items that
 # can be told: caches fill up at first.
 MOST_GROWTH = 1.05

@@ -19,10 +19,10 @@ from fault_scene import Scene, clients
 from queue_client import CONFIG, open_queue
 from real_wandb import API_KEY, MovableClock, WandbClient, WandbSandbox, served
 
-from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.wandb_backend import WandbBackend
-from vertex_launch.wandb_queue import WandbQueue
+from prefect_vertex_launch.sandbox.records import Records
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.wandb.backend import WandbBackend
+from prefect_vertex_launch.wandb.queue import WandbQueue
 
 QUEUE_NUMBERS = count()
 

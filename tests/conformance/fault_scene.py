@@ -12,11 +12,11 @@ import httpx
 from queue_client import NoWait, open_queue
 from served_vertex import job
 
-from vertex_launch.lifecycle import JobRecord
-from vertex_launch.sandbox.faults import Fault
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.wandb_queue import PoppedItem, WandbQueue
+from prefect_vertex_launch.core.states import JobRecord
+from prefect_vertex_launch.sandbox.faults.registry import Fault
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.vertex.jobs import VertexJobs
+from prefect_vertex_launch.wandb.queue import PoppedItem, WandbQueue
 
 # So long an answer may take on a busy machine; and how long one is waited for that never comes.
 PATIENT_SECONDS = 30.0

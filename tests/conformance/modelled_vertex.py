@@ -11,10 +11,10 @@ from typing import Any, TypeVar, cast
 import pytest
 from google.api_core import exceptions as google
 
+from prefect_vertex_launch.core.vertex_types import CustomJob, ListCustomJobsResponse
+from prefect_vertex_launch.sandbox.vertex.filter import parse_filter
+from prefect_vertex_launch.vertex import jobs
 from tests.simulation.virtual_time import VirtualClock, VirtualLoop
-from vertex_launch import vertex_jobs
-from vertex_launch.sandbox.vertex_filter import parse_filter
-from vertex_launch.vertex_types import CustomJob, ListCustomJobsResponse
 
 T = TypeVar("T")
 
@@ -117,5 +117,5 @@ class ModelledVertex:
 def served_by(vertex: ModelledVertex) -> Iterator[ModelledVertex]:
     """Every client that is opened in the body is this one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vertex_jobs, "_open_client", lambda *_: vertex)
+        patch.setattr(jobs, "_open_client", lambda *_: vertex)
         yield vertex

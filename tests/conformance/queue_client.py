@@ -9,7 +9,7 @@ import httpx
 from pydantic import SecretStr
 from real_wandb import API_KEY, MovableClock
 
-from vertex_launch.wandb_queue import WandbEndpoint, WandbQueue
+from prefect_vertex_launch.wandb.queue import WandbEndpoint, WandbQueue
 
 CONFIG = {"resource_args": {"gcp-vertex": {"spec": {"staging_bucket": "gs://b"}, "run": {}}}}
 

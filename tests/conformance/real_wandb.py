@@ -16,8 +16,8 @@ from typing import Any
 
 import uvicorn
 
-from vertex_launch.sandbox.wandb_app import wandb_app
-from vertex_launch.sandbox.wandb_backend import WandbBackend
+from prefect_vertex_launch.sandbox.wandb.app import wandb_app
+from prefect_vertex_launch.sandbox.wandb.backend import WandbBackend
 
 API_KEY = "0123456789abcdef" * 3
 _CLIENT = """

@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 
-from vertex_launch.vertex_types import (
+from prefect_vertex_launch.core.vertex_types import (
     CancelCustomJobRequest,
     CreateCustomJobRequest,
     CustomJob,

@@ -14,12 +14,12 @@ from typing import Any
 import grpc
 import uvicorn
 
-from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.vertex_backend import VertexBackend
-from vertex_launch.sandbox.vertex_grpc import add_job_service
-from vertex_launch.sandbox.vertex_rest import vertex_app
-from vertex_launch.vertex_client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
-from vertex_launch.vertex_types import CustomJob
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.sandbox.records import Records
+from prefect_vertex_launch.sandbox.vertex.backend import VertexBackend
+from prefect_vertex_launch.sandbox.vertex.grpc_service import add_job_service
+from prefect_vertex_launch.sandbox.vertex.rest import vertex_app
+from prefect_vertex_launch.vertex.client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
 
 PARENT = "projects/p/locations/us-central1"
 NUMBER = "1234"

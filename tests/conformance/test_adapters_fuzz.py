@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from queue_client import NoWait, mocked
 from served_vertex import job
 
+from prefect_vertex_launch.core.errors import LaunchError
+from prefect_vertex_launch.core.states import JobRecord
+from prefect_vertex_launch.core.vertex_types import CustomJob, ListCustomJobsResponse
+from prefect_vertex_launch.vertex.jobs import VertexJobs, as_record
+from prefect_vertex_launch.wandb.queue import AgentStatus, RunPath, WandbQueue
 from tests.unit.json_fuzz import mutated
-from vertex_launch.errors import LaunchError
-from vertex_launch.lifecycle import JobRecord
-from vertex_launch.vertex_jobs import VertexJobs, as_record
-from vertex_launch.vertex_types import CustomJob, ListCustomJobsResponse
-from vertex_launch.wandb_queue import AgentStatus, RunPath, WandbQueue
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 RUN = RunPath("team", "p", "run-1")

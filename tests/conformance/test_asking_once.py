@@ -11,10 +11,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed
 
-from flows.counter import take_off
-from flows.launch_runs import LaunchRuns
-from flows.tags import owner_tag
-from vertex_launch.clock import SystemClock
+from prefect_vertex_launch.coordination.counter import take_off
+from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+from prefect_vertex_launch.coordination.tags import owner_tag
+from prefect_vertex_launch.core.clock import SystemClock
 
 TAKE = "PATCH"
 FORCE_STATE = "set_state"
@@ -44,7 +44,7 @@ def server(flow_run: FlowRun, refuses: str, asked: list[str]) -> FastAPI:
 async def test_neither_who_has_a_launch_nor_a_forced_state_is_written_again_later(
     refuses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.launch_runs.CONFIRM_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.coordination.launch_store.CONFIRM_SECONDS", 0.1)
     owner_id, asked = uuid4(), list[str]()
     flow_run = FlowRun(flow_id=uuid4(), tags=[owner_tag(owner_id)], state=Crashed())
     async with PrefectClient(server(flow_run, refuses, asked)) as client:

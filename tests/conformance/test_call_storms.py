@@ -10,6 +10,13 @@ from random import Random
 
 from google.api_core import exceptions as google
 
+from prefect_vertex_launch.core.errors import OverQuota
+from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.vertex.call_budget import CALLS_PER_MINUTE, SUBMISSIONS_PER_MINUTE
+from prefect_vertex_launch.vertex.item_finder import ITEMS_PER_LIST, ItemFinder
+from prefect_vertex_launch.vertex.job_watcher import JobWatcher
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 from tests.conformance.modelled_vertex import (
     LoopClock,
     ModelledVertex,
@@ -17,13 +24,6 @@ from tests.conformance.modelled_vertex import (
     most_in_a_window,
     served_by,
 )
-from vertex_launch.call_budget import CALLS_PER_MINUTE, SUBMISSIONS_PER_MINUTE
-from vertex_launch.errors import OverQuota
-from vertex_launch.item_finder import ITEMS_PER_LIST, ItemFinder
-from vertex_launch.job_watcher import JobWatcher
-from vertex_launch.labels import ITEM_LABEL, launch_key
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import CustomJob, JobState
 
 RUNNING, SUCCEEDED = JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_SUCCEEDED
 RATE = "Quota exceeded for quota metric 'Job or LRO submission requests'"

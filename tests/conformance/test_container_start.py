@@ -18,16 +18,16 @@ import pytest_asyncio
 from pydantic import SecretStr
 from served_vertex import until
 
-from vertex_launch.job_source import JobCode, LaunchImage, image_of_job
-from vertex_launch.launch_context import LaunchContext
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import render
-from vertex_launch.run_spec import parse_run_spec
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import JobState
-from vertex_launch.wandb_endpoint import WandbEndpoint
-from vertex_launch.wandb_queue import WandbQueue
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.job_source import JobCode, LaunchImage, image_of_job
+from prefect_vertex_launch.jobspec.render import render
+from prefect_vertex_launch.jobspec.run_spec import parse_run_spec
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.vertex.jobs import VertexJobs
+from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
+from prefect_vertex_launch.wandb.queue import WandbQueue
 
 KEY = "a_key_of_forty_characters_that_nobody_has_guessed"
 SECRET = "projects/p/secrets/wandb/versions/2"

@@ -12,14 +12,14 @@ import pytest_asyncio
 from google.protobuf import json_format
 from pydantic import SecretStr
 
-from vertex_launch.launch_context import LaunchContext
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import render
-from vertex_launch.run_spec import parse_run_spec
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import CustomJob
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.render import render
+from prefect_vertex_launch.jobspec.run_spec import parse_run_spec
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.vertex.client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,8 +12,8 @@ import pytest
 from fault_scene import Scene
 from pydantic import ValidationError
 
-from vertex_launch import wandb_documents
-from vertex_launch.sandbox.faults import Fault, What
+from prefect_vertex_launch.sandbox.faults.registry import Fault, What
+from prefect_vertex_launch.wandb import documents
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -99,7 +99,7 @@ OPERATION: Final = re.compile(r"\b(?:query|mutation) (\w+)\s*[({]")
 
 
 async def test_any_operation_of_any_client_can_have_a_fault():
-    ours = set(OPERATION.findall(inspect.getsource(wandb_documents)))
+    ours = set(OPERATION.findall(inspect.getsource(documents)))
     package = Path(str(find_spec("wandb").origin)).parent
     wandbs = {
         name for path in package.rglob("*.py") for name in OPERATION.findall(path.read_text(encoding="utf-8"))

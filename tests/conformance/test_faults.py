@@ -14,11 +14,11 @@ import pytest
 from fault_scene import BRIEF_SECONDS, PATIENT_SECONDS, Scene, clients
 from served_vertex import PARENT, until
 
-from vertex_launch import errors
-from vertex_launch.sandbox.fault_kinds import WIRE
-from vertex_launch.sandbox.faults import Fault, What
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_types import JobState
+from prefect_vertex_launch.core import errors
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.sandbox.faults.kinds import WIRE
+from prefect_vertex_launch.sandbox.faults.registry import Fault, What
+from prefect_vertex_launch.sandbox.server import Sandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"

@@ -9,12 +9,12 @@ from fault_scene import Scene
 from queue_client import NoWait
 from served_vertex import PARENT, until
 
-from vertex_launch import errors
-from vertex_launch.clock import SystemClock
-from vertex_launch.job_watcher import JobWatcher
-from vertex_launch.lifecycle import ItemState
-from vertex_launch.vertex_types import JobState
-from vertex_launch.wandb_queue import AgentStatus, RunPath
+from prefect_vertex_launch.core import errors
+from prefect_vertex_launch.core.clock import SystemClock
+from prefect_vertex_launch.core.states import ItemState
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.vertex.job_watcher import JobWatcher
+from prefect_vertex_launch.wandb.queue import AgentStatus, RunPath
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -14,10 +14,10 @@ import grpc
 import pytest
 from scripted_vertex import ScriptedVertex, failing, scripted_vertex
 
-from vertex_launch.job_watcher import LOOKS_AT_ONCE, JobWatcher
-from vertex_launch.lifecycle import JobRecord, LaunchState
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import JobState
+from prefect_vertex_launch.core.states import JobRecord, LaunchState
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.vertex.job_watcher import LOOKS_AT_ONCE, JobWatcher
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 RUNNING, SUCCEEDED = JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_SUCCEEDED
 

@@ -11,12 +11,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from vertex_launch.errors import NotFound
-from vertex_launch.sandbox.request_log import MAX_BODY_BYTES
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.start_refusal import StartRefusal
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import CustomJob
+from prefect_vertex_launch.core.errors import NotFound
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.sandbox.request_log import MAX_BODY_BYTES
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.start_refusal import StartRefusal
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 CANARY = "c4nary" * 7
 POOL = {

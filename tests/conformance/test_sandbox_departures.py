@@ -14,8 +14,8 @@ import httpx
 import pytest
 from served_vertex import PARENT, until
 
-from vertex_launch.sandbox.faults import Fault, What
-from vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.faults.registry import Fault, What
+from prefect_vertex_launch.sandbox.server import Sandbox
 
 
 @dataclass

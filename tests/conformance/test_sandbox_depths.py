@@ -12,7 +12,7 @@ import pytest_asyncio
 from queue_client import CONFIG
 from served_vertex import PARENT
 
-from vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.server import Sandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 # From about 900 on there is JSON that Python reads in one place and neither writes nor reads in another.

@@ -28,10 +28,7 @@ from hypothesis import strategies as st
 from queue_client import CONFIG
 from served_vertex import PARENT, job
 
-from tests.unit.json_fuzz import mutated
-from vertex_launch.sandbox import wandb_graphql
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_types import (
+from prefect_vertex_launch.core.vertex_types import (
     CancelCustomJobRequest,
     CreateCustomJobRequest,
     CustomJob,
@@ -39,6 +36,9 @@ from vertex_launch.vertex_types import (
     GetCustomJobRequest,
     ListCustomJobsRequest,
 )
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.wandb.graphql import execution
+from tests.unit.json_fuzz import mutated
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,9 +49,7 @@ BIG: dict[str, bytes] = {
     "deep document": b'{"query": "' + b"{a" * 5_000 + b'"}',
     "wide document": b'{"query": "{' + b" a: viewer { id } " * 500 + b'}"}',
 }
-SCHEMA = build_schema(
-    Path(wandb_graphql.__file__).with_name("wandb_schema.graphql").read_text(encoding="utf-8")
-)
+SCHEMA = build_schema(Path(execution.__file__).with_name("schema.graphql").read_text(encoding="utf-8"))
 RUN_ID = "UnVuOnYxOnJ1bi0xOnA6dGVhbQ=="
 KNOWN = st.sampled_from([
     "team", "model-registry", "vertex", "p", "run-1", "other", "UnVuUXVldWU6MQ==", "UnVuUXVldWVJdGVtOjE=",
@@ -177,7 +175,7 @@ def operations(draw: st.DrawFn) -> dict[str, Any]:
 @fuzz(350)
 @given(request=operations())
 async def test_any_operation_has_an_answer(sandbox: Sandbox, request: dict[str, Any]):
-    answer = wandb_graphql.answer(sandbox.wandb, dumped(request))
+    answer = execution.answer(sandbox.wandb, dumped(request))
     assert answer.http_status < 500, answer.body
 
 
@@ -197,9 +195,9 @@ ODD_DOCUMENTS = [
     | (st.text(max_size=20) | st.sampled_from(ODD_DOCUMENTS)).map(lambda query: dumped({"query": query}))
 )
 async def test_any_body_has_an_answer(sandbox: Sandbox, body: bytes):
-    answer = wandb_graphql.answer(sandbox.wandb, body)
+    answer = execution.answer(sandbox.wandb, body)
     assert answer.http_status < 500, answer.body
-    assert wandb_graphql.operation_names(body) is not None
+    assert execution.operation_names(body) is not None
 
 
 @pytest.mark.parametrize("name", BIG)
@@ -318,7 +316,7 @@ async def test_any_stream_can_be_read_again(sandbox: Sandbox, http: httpx.AsyncC
         ' sampledHistory(specs: ["{\\"keys\\": [\\"_step\\"]}"]) parquetHistory(liveKeys: ["_step"])'
         " { liveData parquetUrls } } } }"
     )
-    again = wandb_graphql.answer(sandbox.wandb, json.dumps({"query": query}).encode())
+    again = execution.answer(sandbox.wandb, json.dumps({"query": query}).encode())
     assert again.http_status == 200, again.body
 
 

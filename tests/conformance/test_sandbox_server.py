@@ -22,18 +22,18 @@ from google.oauth2 import service_account
 from pydantic import SecretStr
 from served_vertex import processes_below
 
-from flows.demo_servers import free_port
-from vertex_launch.lifecycle import JobRecord
-from vertex_launch.sandbox.images import IMAGES
-from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.service_account import service_account_info
-from vertex_launch.sandbox.start_refusal import StartRefusal
-from vertex_launch.sandbox.wandb_backend import WandbBackend
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import CustomJob, JobState
-from vertex_launch.wandb_endpoint import WandbEndpoint
-from vertex_launch.wandb_queue import WandbQueue
+from prefect_vertex_launch.cli.demo.servers import free_port
+from prefect_vertex_launch.core.states import JobRecord
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.sandbox.google.service_account import service_account_info
+from prefect_vertex_launch.sandbox.images import IMAGES
+from prefect_vertex_launch.sandbox.records import Records
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.start_refusal import StartRefusal
+from prefect_vertex_launch.sandbox.wandb.backend import WandbBackend
+from prefect_vertex_launch.vertex.jobs import VertexJobs
+from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
+from prefect_vertex_launch.wandb.queue import WandbQueue
 
 HOLD = ("-c", "import time; print('holding', flush=True); time.sleep(100)")
 

@@ -33,8 +33,8 @@ from served_vertex import (
     until,
 )
 
-from vertex_launch.sandbox.records import Records
-from vertex_launch.vertex_types import JobState
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.sandbox.records import Records
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from google.api_core.exceptions import InvalidArgument
 from served_vertex import PARENT, Served, create, job, served
 
-from vertex_launch.vertex_types import CustomJob, JobState, ListCustomJobsRequest
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState, ListCustomJobsRequest
 
 
 async def test_lists_are_paged_newest_first_with_at_most_100_a_page(tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from served_vertex import create, job, outcome, pool_with, served
 
-from vertex_launch.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
 
 PREBUILT = "us-docker.pkg.dev/vertex-ai/training/pytorch-gpu.2-4.py310:latest"
 TASK = "import os, sys; from trainer.loss import LOSS; print(LOSS, os.environ['EPOCHS'], *sys.argv[1:])"

@@ -7,8 +7,8 @@ import pytest
 from google.api_core.exceptions import InvalidArgument
 from served_vertex import PACKAGE, PARENT, Served, create, job, outcome, pool_with, python
 
-from vertex_launch.sandbox.vertex_refusal import VertexRefusal
-from vertex_launch.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.sandbox.vertex.refusal import VertexRefusal
 
 _POOL = "job_spec.worker_pool_specs[0]"
 _GPU = {"machine_type": "n1-standard-4", "accelerator_count": 1}

@@ -20,9 +20,9 @@ from served_vertex import (
     until,
 )
 
-from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.vertex_backend import VertexBackend
-from vertex_launch.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.sandbox.records import Records
+from prefect_vertex_launch.sandbox.vertex.backend import VertexBackend
 
 REPLICAS = 30
 

@@ -12,8 +12,8 @@ import pytest_asyncio
 from queue_client import open_queue
 from real_wandb import WandbClient, WandbSandbox, until
 
-from vertex_launch.errors import NotFound
-from vertex_launch.wandb_files import AGENT_JOB_TYPE, error_file
+from prefect_vertex_launch.core.errors import NotFound
+from prefect_vertex_launch.wandb.files import AGENT_JOB_TYPE, error_file
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

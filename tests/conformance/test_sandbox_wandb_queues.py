@@ -7,8 +7,8 @@ import json
 import pytest
 from real_wandb import API_KEY, ClientError, WandbClient, WandbSandbox
 
-from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.wandb_backend import WandbBackend
+from prefect_vertex_launch.sandbox.records import Records
+from prefect_vertex_launch.sandbox.wandb.backend import WandbBackend
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from flows.submission_pace import SubmissionPace
+from prefect_vertex_launch.coordination.submission_rate import SubmissionPace
 from tests.conformance.modelled_vertex import LoopClock, in_virtual_time, most_in_a_window
 
 AGENTS = 4

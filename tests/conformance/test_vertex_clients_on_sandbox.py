@@ -10,15 +10,15 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from vertex_launch.diagnosis import Category, diagnose
-from vertex_launch.errors import NotFound, Refused
-from vertex_launch.job_watcher import JobWatcher
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.sandbox.records import Records
-from vertex_launch.sandbox.vertex_backend import VertexBackend
-from vertex_launch.sandbox.vertex_grpc import add_job_service
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import CustomJob
+from prefect_vertex_launch.core.diagnosis import Category, diagnose
+from prefect_vertex_launch.core.errors import NotFound, Refused
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.sandbox.records import Records
+from prefect_vertex_launch.sandbox.vertex.backend import VertexBackend
+from prefect_vertex_launch.sandbox.vertex.grpc_service import add_job_service
+from prefect_vertex_launch.vertex.job_watcher import JobWatcher
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from google.auth.credentials import AnonymousCredentials
 from real_wandb import MovableClock
 from scripted_vertex import PARENT, ScriptedVertex, failing, hang, scripted_vertex
 
-from vertex_launch.errors import (
+from prefect_vertex_launch.core.errors import (
     AuthenticationFailed,
     NotFound,
     OutcomeUnknown,
@@ -28,9 +28,9 @@ from vertex_launch.errors import (
     Refused,
     Transient,
 )
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.vertex_jobs import VertexJobs
-from vertex_launch.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 Code = grpc.StatusCode
 
@@ -38,7 +38,7 @@ Code = grpc.StatusCode
 GET = """
 import asyncio, sys
 from google.oauth2.credentials import Credentials
-from vertex_launch.vertex_jobs import VertexJobs
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 async def get(url, name):
     jobs = VertexJobs(

@@ -9,9 +9,9 @@ import pytest
 from queue_client import errors, mocked
 from real_wandb import API_KEY
 
-from vertex_launch.errors import NotFound, PermissionDenied, Refused, Transient
-from vertex_launch.wandb_files import MAX_FILE_BYTES
-from vertex_launch.wandb_queue import AgentStatus, error_file
+from prefect_vertex_launch.core.errors import NotFound, PermissionDenied, Refused, Transient
+from prefect_vertex_launch.wandb.files import MAX_FILE_BYTES
+from prefect_vertex_launch.wandb.queue import AgentStatus, error_file
 
 
 async def test_an_agent_registers_beats_and_hears_that_it_shall_end(queue, backend):

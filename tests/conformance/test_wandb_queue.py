@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from queue_client import CONFIG, answering, errors, mocked, open_queue
 from real_wandb import API_KEY
 
-from vertex_launch.errors import (
+from prefect_vertex_launch.core.errors import (
     AuthenticationFailed,
     Conflict,
     NotFound,
@@ -20,8 +20,8 @@ from vertex_launch.errors import (
     Refused,
     Transient,
 )
-from vertex_launch.lifecycle import ItemState
-from vertex_launch.wandb_queue import WandbQueue
+from prefect_vertex_launch.core.states import ItemState
+from prefect_vertex_launch.wandb.queue import WandbQueue
 
 SPEC = {"entity": "team", "project": "p", "docker": {"docker_image": "img"}, "_wandb_api_key": "k" * 40}
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from queue_client import answering, errors, mocked, open_queue
 
-from vertex_launch.errors import AuthenticationFailed, NotFound, PermissionDenied, Transient
-from vertex_launch.wandb_queue import RunPath, RunRecord
+from prefect_vertex_launch.core.errors import AuthenticationFailed, NotFound, PermissionDenied, Transient
+from prefect_vertex_launch.wandb.queue import RunPath, RunRecord
 
 
 async def test_states_and_stop_requests_of_many_runs_take_one_request_for_fifty(queue, backend):

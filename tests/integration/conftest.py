@@ -21,7 +21,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from tests.integration.shared_prefect import STOP_SECONDS, clean_environment, shared_server
 
 __all__ = ["PrefectServer", "prefect_client_of", "send_what_is_left"]

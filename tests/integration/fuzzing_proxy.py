@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.web_server import WebServer
 from tests.unit.json_fuzz import places
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.web_server import WebServer
 
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1 << 63, 1 << 2000, 0.5, 1e308, float("nan"), "", "x" * 5000, "a\0b", "\ud800",

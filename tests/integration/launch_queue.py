@@ -13,13 +13,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from prefect_gcp.credentials import GcpCredentials
 
-from blocks.vertex_queue import VertexLaunchQueue
-from blocks.wandb_credentials import WandbCredentials
-from flows.tags import queue_tag
-from vertex_launch.lifecycle import JobRecord
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.service_account import service_account_info
-from vertex_launch.vertex_jobs import VertexJobs
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+from prefect_vertex_launch.coordination.tags import queue_tag
+from prefect_vertex_launch.core.states import JobRecord
+from prefect_vertex_launch.sandbox.google.service_account import service_account_info
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 PROJECT = "test-project"
 LOCATIONS = ("us-central1", "europe-west4")

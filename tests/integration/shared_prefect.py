@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.demo_servers import free_port
+from prefect_vertex_launch.cli.demo.servers import free_port
 from tests import authorities
 
 START_SECONDS = 90.0

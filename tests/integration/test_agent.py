@@ -16,17 +16,17 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter
 from prefect.states import Running
 
-from blocks.vertex_queue import VertexLaunchQueue
-from flows.agent import agent
-from flows.launch_runs import LaunchRuns
-from flows.queue_item import QueueItem
-from flows.slots import slots_of
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+from prefect_vertex_launch.coordination.slots import slots_of
+from prefect_vertex_launch.core.clock import SystemClock
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.launch.item import QueueItem
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.clock import SystemClock
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.sandbox.server import Sandbox
 
 DEADLINE_SECONDS = 60.0
 EXIT = "raise SystemExit({code})"
@@ -146,7 +146,7 @@ async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueu
 async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one_however_the_queue_was_changed(
     queue: LaunchQueue, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.5)
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.5)
     go = tmp_path / "go"
     until_told = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
     item_id = queue.push("python", *python(until_told))
@@ -224,7 +224,7 @@ async def test_no_secret_reaches_parameters_states_or_logs(queue: LaunchQueue) -
 async def test_a_wrong_api_key_ends_the_agent_with_what_to_do(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:
-    from blocks.wandb_credentials import WandbCredentials
+    from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 
     queue = LaunchQueue(sandbox)
     block = await queue.create()
@@ -254,7 +254,7 @@ async def test_a_queue_that_does_not_exist_ends_the_agent_with_the_names_there_a
 
 
 async def test_the_agent_carries_on_a_launch_whose_worker_crashed(queue: LaunchQueue) -> None:
-    from flows.launch import launch
+    from prefect_vertex_launch.flows.launch import launch
 
     item_id = queue.push("python", *python("import time; time.sleep(2)"))
     alone = asyncio.create_task(launch(queue=queue.name, return_state=True))
@@ -321,8 +321,8 @@ async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_
     prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It may be adopted before it comes again, and its launch then looks for a job of before.
-    monkeypatch.setattr("flows.attempts.LOOK_AGAIN_SECONDS", (0.1, 0.1))
-    monkeypatch.setattr("flows.attempts.LAST_LOOKS_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr("prefect_vertex_launch.launch.find_jobs.LOOK_AGAIN_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr("prefect_vertex_launch.launch.find_jobs.LAST_LOOKS_SECONDS", (0.1, 0.1))
     async with Sandbox(queued_seconds=0, pending_seconds=0, lease_seconds=2) as sandbox:
         queue = LaunchQueue(sandbox)
         await queue.create()
@@ -360,7 +360,7 @@ async def test_a_termination_before_a_step_has_begun_is_no_failure_of_the_launch
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the process may come anywhere: here, while a task gets its run."""
-    monkeypatch.setattr("flows.launch_runs.CRASH_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("prefect_vertex_launch.coordination.launch_store.CRASH_PAUSE_SECONDS", 0.2)
     create_local_run, terminations = Task.create_local_run, [asyncio.CancelledError()]
 
     async def terminated_once(task: Task[Any, Any], *args: Any, **more: Any) -> Any:
@@ -387,7 +387,7 @@ async def test_an_agent_that_is_terminated_leaves_its_launch_to_the_next_one_and
 ) -> None:
     item_id = queue.push("python", *python("import time; time.sleep(600)"))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "flows.cli", "agent", "--queue", queue.name,
+        sys.executable, "-m", "prefect_vertex_launch.cli.main", "agent", "--queue", queue.name,
         env=prefect_api.environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
 

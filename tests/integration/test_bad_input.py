@@ -17,13 +17,13 @@ import pytest
 from prefect import State
 from prefect.client.schemas.objects import FlowRun, StateType
 
-from blocks.vertex_queue import VertexLaunchQueue
-from flows.agent import agent
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer, prefect_client_of
 from tests.integration.launch_queue import POOL, LaunchQueue
-from vertex_launch.labels import ITEM_LABEL, launch_key
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.sandbox.server import Sandbox
 
 DEADLINE_SECONDS = 80.0
 ARGS = "resource_args.gcp-vertex"

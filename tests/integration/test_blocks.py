@@ -25,13 +25,13 @@ from prefect.types import SecretDict
 from prefect_gcp.credentials import GcpCredentials
 from pydantic import SecretStr, ValidationError
 
-from blocks.vertex_queue import VertexLaunchQueue
-from blocks.wandb_credentials import WandbCredentials
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+from prefect_vertex_launch.core.errors import InvalidQueueConfig, NotFound
+from prefect_vertex_launch.sandbox.google.service_account import service_account_info
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import POOL, PROJECT, LaunchQueue
-from vertex_launch.errors import InvalidQueueConfig, NotFound
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.service_account import service_account_info
 
 CHECKOUT = Path(__file__).parents[2]
 ACCOUNT = service_account_info(PROJECT)
@@ -90,7 +90,15 @@ def registered(prefect_server: PrefectServer) -> str:
     output = ""
     for name in ("wandb_credentials", "vertex_queue"):
         process = subprocess.run(
-            [sys.executable, "-m", "prefect", "block", "register", "--file", f"blocks/{name}.py"],
+            [
+                sys.executable,
+                "-m",
+                "prefect",
+                "block",
+                "register",
+                "--file",
+                f"prefect_vertex_launch/blocks/{name}.py",
+            ],
             env=prefect_server.environment,
             cwd=CHECKOUT,
             stdin=subprocess.DEVNULL,
@@ -351,7 +359,7 @@ async def test_a_block_without_a_complete_spec_makes_no_queue(sandbox: Sandbox) 
 
 SCRIPT = """
 import json, sys
-from blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 block = VertexLaunchQueue.load(sys.argv[1])
 block.queue = sys.argv[2]
 block.upsert_queue()

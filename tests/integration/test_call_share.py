@@ -15,13 +15,13 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 
-from flows.agent import agent
-from flows.call_share import CallShare
-from flows.session import LaunchSession, open_session
-from flows.standing import HEARTBEAT_LABEL
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.coordination.call_share import CallShare
+from prefect_vertex_launch.coordination.heartbeat import HEARTBEAT_LABEL
+from prefect_vertex_launch.launch.queue_context import LaunchSession, open_session
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.sandbox.server import Sandbox
 
 GOOGLE_ALLOWS = 600
 

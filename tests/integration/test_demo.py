@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.demo_runs import RUNS
+from prefect_vertex_launch.cli.demo.runs import RUNS
 
 DEMO_SECONDS = 110.0
 END_SECONDS = 30.0
@@ -41,7 +41,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def start(environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "demo"],
+        [sys.executable, "-m", "prefect_vertex_launch.cli.main", "demo"],
         env=environment,
         cwd=environment["HOME"],
         stdin=subprocess.DEVNULL,

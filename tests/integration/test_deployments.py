@@ -22,10 +22,10 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer, prefect_client_of
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.sandbox.server import Sandbox
 
 T = TypeVar("T")
 

@@ -13,13 +13,13 @@ from prefect import State
 from prefect.utilities.callables import parameter_schema
 from pydantic import SecretStr
 
-from blocks.vertex_queue import VertexLaunchQueue
-from blocks.wandb_credentials import WandbCredentials
-from flows.agent import agent
-from flows.enqueue import enqueue
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+from prefect_vertex_launch.flows.enqueue import enqueue
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import POOL, LaunchQueue
-from vertex_launch.sandbox.server import Sandbox
 
 DEADLINE_SECONDS = 60.0
 WRONG_KEY = "wrong_key_that_no_message_may_hold_0123456789abcdef"

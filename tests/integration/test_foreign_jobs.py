@@ -10,16 +10,16 @@ import pytest
 from prefect import State
 from typer.testing import CliRunner, Result
 
-from blocks.vertex_queue import VertexLaunchQueue
-from flows.agent import agent
-from flows.cli import app
-from flows.foreign_jobs import read_foreign_job
-from flows.status import open_prefect, read_status
-from flows.tags import item_of, owner_of
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.cli.adopt import read_foreign_job
+from prefect_vertex_launch.cli.main import app
+from prefect_vertex_launch.cli.status.status import open_prefect, read_status
+from prefect_vertex_launch.coordination.tags import item_of, owner_of
+from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_types import CustomJob, JobState
 
 DEADLINE_SECONDS = 60.0
 RUN_ID = "run1"

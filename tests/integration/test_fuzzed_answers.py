@@ -17,14 +17,14 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 from pydantic import SecretStr
 
-from blocks.wandb_credentials import WandbCredentials
-from flows import launch
-from flows.agent import agent
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+from prefect_vertex_launch.flows import launch
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.wandb.items import QueueItem, QueueItemState
 from tests.integration.eventually import until
 from tests.integration.fuzzing_proxy import Fuzz, fuzzing_proxy
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.wandb_items import QueueItem, QueueItemState
 
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 # Each is some seconds of changed answers, and what it takes until all is settled.
@@ -42,17 +42,17 @@ SEEN = {"popFromRunQueue", "ackRunQueueItem", "CreateCustomJob", "ListCustomJobs
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is tried again is so soon."""
     for name, value in {
-        "flows.agent.CONTACT_SECONDS": 0.2,
-        "flows.stops.STOP_POLL_SECONDS": 0.2,
-        "flows.course.FIRST_PAUSE_SECONDS": 0.5,
-        "flows.course.MAX_PAUSE_SECONDS": 1.0,
-        "flows.rotation.MAX_BACKOFF_SECONDS": 0.5,
-        "flows.attempts.LOOK_AGAIN_SECONDS": (0.1, 0.2),
-        "flows.attempts.LAST_LOOKS_SECONDS": (0.1, 0.2),
-        "flows.launch_runs.CRASH_PAUSE_SECONDS": 0.5,
-        "flows.queue_server.ADOPTION_SECONDS": 0.5,
-        "vertex_launch.job_watcher.MAX_BACKOFF_SECONDS": 0.5,
-        "vertex_launch.retry.FIRST_PAUSE_SECONDS": 0.1,
+        "prefect_vertex_launch.agent.agent.CONTACT_SECONDS": 0.2,
+        "prefect_vertex_launch.launch.stop_requests.STOP_POLL_SECONDS": 0.2,
+        "prefect_vertex_launch.launch.lifecycle.FIRST_PAUSE_SECONDS": 0.5,
+        "prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS": 1.0,
+        "prefect_vertex_launch.agent.round_robin.MAX_BACKOFF_SECONDS": 0.5,
+        "prefect_vertex_launch.launch.find_jobs.LOOK_AGAIN_SECONDS": (0.1, 0.2),
+        "prefect_vertex_launch.launch.find_jobs.LAST_LOOKS_SECONDS": (0.1, 0.2),
+        "prefect_vertex_launch.coordination.launch_store.CRASH_PAUSE_SECONDS": 0.5,
+        "prefect_vertex_launch.agent.queue_worker.ADOPTION_SECONDS": 0.5,
+        "prefect_vertex_launch.vertex.job_watcher.MAX_BACKOFF_SECONDS": 0.5,
+        "prefect_vertex_launch.core.retry.FIRST_PAUSE_SECONDS": 0.1,
     }.items():
         monkeypatch.setattr(name, value)
     for task in launch._TASKS.values():

@@ -14,15 +14,15 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from typer.testing import CliRunner, Result
 
-from blocks.vertex_queue import VertexLaunchQueue
-from flows.agent import agent
-from flows.cli import app
-from flows.status import block_names
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.cli.main import app
+from prefect_vertex_launch.cli.status.status import block_names
+from prefect_vertex_launch.sandbox.google.service_account import service_account_info
+from prefect_vertex_launch.sandbox.server import Sandbox
+from prefect_vertex_launch.sandbox.wandb.backend import LAUNCH_PROJECT
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import POOL
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.sandbox.service_account import service_account_info
-from vertex_launch.sandbox.wandb_backend import LAUNCH_PROJECT
 
 DEADLINE_SECONDS = 60.0
 SPEC: dict[str, Any] = {"worker_pool_specs": [POOL], "staging_bucket": "gs://bucket"}

@@ -11,14 +11,14 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from flows import launch
-from flows.agent import agent
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.flows import launch
+from prefect_vertex_launch.sandbox.faults.registry import Fault, What
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.sandbox.faults import Fault, What
-from vertex_launch.sandbox.server import Sandbox
 
 BAD = {"resource_args": {"gcp-vertex": {"spec": {"worker_pool_spec": 1}}}}
 FULL = "The following quotas are exceeded: CustomModelTrainingNvidiaA100GPUsPerProjectPerRegion"
@@ -27,9 +27,9 @@ FULL = "The following quotas are exceeded: CustomModelTrainingNvidiaA100GPUsPerP
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done every half minute is done all the time."""
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.5)
-    monkeypatch.setattr("flows.queue_server.ADOPTION_SECONDS", 0.3)
-    monkeypatch.setattr("flows.stops.STOP_POLL_SECONDS", 0.3)
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.5)
+    monkeypatch.setattr("prefect_vertex_launch.agent.queue_worker.ADOPTION_SECONDS", 0.3)
+    monkeypatch.setattr("prefect_vertex_launch.launch.stop_requests.STOP_POLL_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ async def test_a_job_whose_flow_run_was_deleted_is_seen_through(queue: LaunchQue
 async def test_a_job_that_nobody_saw_created_is_found_before_its_item_is_refused(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("flows.attempts.LOOK_AGAIN_SECONDS", (0.1, 0.1))
-    monkeypatch.setattr("flows.attempts.LAST_LOOKS_SECONDS", (0.1,) * 8)
+    monkeypatch.setattr("prefect_vertex_launch.launch.find_jobs.LOOK_AGAIN_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr("prefect_vertex_launch.launch.find_jobs.LAST_LOOKS_SECONDS", (0.1,) * 8)
     create = {"server": "vertex", "operation": "CreateCustomJob"}
     faults = queue.sandbox.faults
     await faults.add(Fault(**create, what=What.CUT_AFTER))
@@ -217,8 +217,8 @@ async def test_an_agent_that_may_not_register_serves_nothing_and_says_why(queue:
 async def test_an_agent_that_starts_while_wandb_is_away_carries_on_what_is_left_and_registers_later(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("flows.course.FIRST_PAUSE_SECONDS", 1.0)
-    monkeypatch.setattr("flows.course.MAX_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_vertex_launch.launch.lifecycle.FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS", 1.0)
     for task in launch._TASKS.values():
         monkeypatch.setattr(task, "retry_delay_seconds", [0.1] * 4)
     item_id = queue.push("sandbox/hold")

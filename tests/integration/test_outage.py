@@ -12,14 +12,14 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
-from flows.agent import agent
-from flows.demo_servers import free_port
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.cli.demo.servers import free_port
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.sandbox.faults.registry import Fault, What
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.sandbox.faults import Fault, What
-from vertex_launch.sandbox.server import Sandbox
 
 
 async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
@@ -87,10 +87,10 @@ async def leave_running(queue: LaunchQueue) -> None:
 async def test_what_runs_of_a_cancelled_launch_is_ended_while_wandb_refuses_to_hear_of_it(
     prefect_api: PrefectServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
-    monkeypatch.setattr("flows.stops.STOP_POLL_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.launch.stop_requests.STOP_POLL_SECONDS", 0.1)
     # The first pause is as long as ever: the cancel does not wait for its end.
-    monkeypatch.setattr("flows.course.MAX_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS", 1.0)
     queue = LaunchQueue(sandbox)
     await queue.create()
     item_id = queue.push("sandbox/hold")
@@ -127,7 +127,7 @@ async def test_a_queue_is_left_alone_for_as_long_as_wandb_asks(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.1)
     caplog.set_level(logging.WARNING)
     queue = LaunchQueue(sandbox)
     await queue.create()
@@ -150,7 +150,7 @@ async def test_a_queue_is_left_alone_for_as_long_as_wandb_asks(
 async def test_as_long_as_nobody_can_be_asked_who_stopped_a_run_nothing_is_said_of_its_end(
     prefect_api: PrefectServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.1)
     queue = LaunchQueue(sandbox)
     await queue.create()
     item_id = queue.push("sandbox/hold")

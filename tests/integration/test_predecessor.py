@@ -11,9 +11,9 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Running
 
-from flows.agent import agent
-from flows.predecessor import find_predecessor
-from flows.standing import HEARTBEAT_LABEL
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.agent.standby import find_predecessor
+from prefect_vertex_launch.coordination.heartbeat import HEARTBEAT_LABEL
 from tests.integration.conftest import PrefectServer
 
 

@@ -12,12 +12,12 @@ from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 
-from flows.agent import agent
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.core.shared_limit import shared_limit_name
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.shared_limit import shared_limit_name
 
 BRIEFLY = ("-c", "import time; time.sleep(0.3)")
 
@@ -68,9 +68,9 @@ async def test_queues_that_share_a_limit_take_turns_under_it(
 async def test_slots_that_a_restarted_server_counts_under_a_shared_limit_are_taken_off_and_no_others(
     sandbox: Sandbox, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("flows.mending.EXCESS_SECONDS", 1.0)
-    monkeypatch.setattr("flows.mending.SPREAD_SECONDS", 0.1)
-    monkeypatch.setattr("flows.queue_server.ADOPTION_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.coordination.mending.EXCESS_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_vertex_launch.coordination.mending.SPREAD_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.agent.queue_worker.ADOPTION_SECONDS", 0.1)
     first, second = LaunchQueue(sandbox), LaunchQueue(sandbox)
     limit = await shared_limit(shared_limit_name(first.name), 4)
     async with get_client() as client:
@@ -137,7 +137,7 @@ async def test_a_queue_that_cannot_be_served_does_not_keep_the_others_waiting(
 async def test_stopped_at_wandb_an_agent_leaves_its_launches_to_the_next_one(
     sandbox: Sandbox, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.1)
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.1)
     queue = LaunchQueue(sandbox)
     await queue.create()
     item_id = queue.push("python", "-c", "import time; time.sleep(600)")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer, prefect_client_of, send_what_is_left
 from tests.integration.launch_queue import POOL, LaunchQueue
 from tests.integration.shared_prefect import clean_environment, shared_server
-from vertex_launch.sandbox.server import Sandbox
 
 AGENTS_KEY = "canary_agent_" + "a" * 40
 AUTHORS_KEY = "canary_author_" + "b" * 40
@@ -41,7 +41,7 @@ async def serve(server: PrefectServer, tmp_path: Path, *queues: LaunchQueue) -> 
     """Drain queues by an agent in a process of its own; return what it printed."""
     arguments = [argument for queue in queues for argument in ("--queue", queue.name)]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "flows.cli", "agent", "--drain", *arguments,
+        sys.executable, "-m", "prefect_vertex_launch.cli.main", "agent", "--drain", *arguments,
         env=server.environment | {"TEAM_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip

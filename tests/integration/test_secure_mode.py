@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flows.agent import agent
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.sandbox.server import Sandbox
 
 
 async def test_what_the_block_does_not_allow_is_refused_and_what_it_allows_runs(

@@ -7,20 +7,20 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows.launch import launch
-from flows.slot_label import lease_of
-from flows.slots import slots_of
+from prefect_vertex_launch.coordination.slot_label import lease_of
+from prefect_vertex_launch.coordination.slots import slots_of
+from prefect_vertex_launch.core.clock import SystemClock
+from prefect_vertex_launch.flows.launch import launch
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.clock import SystemClock
-from vertex_launch.sandbox.server import Sandbox
 
 
 @pytest.mark.parametrize("max_jobs", [1, 2])
 async def test_a_slot_that_a_restarted_server_only_counts_is_kept_and_gets_a_lease_again_if_there_is_room(
     sandbox: Sandbox, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch, max_jobs: int
 ) -> None:
-    monkeypatch.setattr("flows.slots.RENEWAL_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_vertex_launch.coordination.slots.RENEWAL_SECONDS", 0.0)
     block = await LaunchQueue(sandbox, max_jobs=max_jobs).create()
     async with get_client() as client:
         slots, others = (slots_of(block, client, holder_id=uuid4(), clock=SystemClock()) for _ in range(2))

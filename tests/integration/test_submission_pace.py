@@ -16,15 +16,15 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.states import Cancelling
 
-from flows.agent import agent
-from flows.demo_servers import free_port
-from flows.submission_pace import SubmissionPace
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.cli.demo.servers import free_port
+from prefect_vertex_launch.coordination.submission_rate import SubmissionPace
+from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.labels import ITEM_LABEL, launch_key
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_types import JobState
 
 HERE = "us-central1"
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from prefect.client.orchestration import get_client
 
-from flows.agent import agent
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import LaunchQueue
-from vertex_launch.lifecycle import LaunchState
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_types import JobState
 
 
 def scheduler(sweep_id: str) -> dict[str, Any]:

@@ -10,16 +10,16 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
-from flows.agent import agent
-from flows.slot_label import lease_of
+from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.coordination.slot_label import lease_of
+from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.states import JobRecord, LaunchState
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.sandbox.faults.registry import Fault, What
+from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
 from tests.integration.launch_queue import POOL, LaunchQueue
-from vertex_launch.labels import ITEM_LABEL, launch_key
-from vertex_launch.lifecycle import JobRecord, LaunchState
-from vertex_launch.sandbox.faults import Fault, What
-from vertex_launch.sandbox.server import Sandbox
-from vertex_launch.vertex_types import JobState
 
 FULL = Fault(
     server="vertex", operation="CreateCustomJob", what=What.ANSWER, code="RESOURCE_EXHAUSTED", times=3
@@ -181,9 +181,9 @@ async def test_a_launch_that_is_cancelled_while_it_waits_for_quota_ends_without_
 async def test_launches_that_have_lost_their_slots_wait_for_room_and_not_for_each_other(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.agent.CONTACT_SECONDS", 0.5)
-    monkeypatch.setattr("flows.attempts.LOOK_AGAIN_SECONDS", (0.1,))
-    monkeypatch.setattr("flows.attempts.LAST_LOOKS_SECONDS", (0.1,))
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.5)
+    monkeypatch.setattr("prefect_vertex_launch.launch.find_jobs.LOOK_AGAIN_SECONDS", (0.1,))
+    monkeypatch.setattr("prefect_vertex_launch.launch.find_jobs.LAST_LOOKS_SECONDS", (0.1,))
     await queue.create(max_jobs=2)
     vertex = queue.sandbox.vertex
     full = await queue.sandbox.faults.add(FULL.model_copy(update={"times": None}))

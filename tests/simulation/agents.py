@@ -15,27 +15,27 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 from prefect.states import Completed, Crashed, Failed, Running
 
-from blocks.gcp_credentials import GcpCredentials
-from blocks.vertex_queue import VertexLaunchQueue
-from blocks.wandb_credentials import WandbCredentials
-from flows.agent import Agent
-from flows.background import in_background
-from flows.course import Course, Step
-from flows.launch import RETRY_DELAYS_SECONDS
-from flows.live_launch import LiveLaunch
-from flows.queue_item import QueueItem
-from flows.queue_server import StartLaunch
-from flows.regions import Regions
-from flows.session import LaunchSession
-from flows.stops import watch_stops
+from prefect_vertex_launch.agent.agent import Agent
+from prefect_vertex_launch.agent.queue_worker import StartLaunch
+from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+from prefect_vertex_launch.core.background import in_background
+from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Transient
+from prefect_vertex_launch.core.shared_limit import shared_limit_name
+from prefect_vertex_launch.flows.launch import RETRY_DELAYS_SECONDS
+from prefect_vertex_launch.launch.item import QueueItem
+from prefect_vertex_launch.launch.launch import LiveLaunch
+from prefect_vertex_launch.launch.lifecycle import Course, Step
+from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.launch.regions import Regions
+from prefect_vertex_launch.launch.stop_requests import watch_stops
 from tests.simulation.faults import Freeze
 from tests.simulation.ports import PagePort, PrefectPort, VertexPort, WandbPort
 from tests.simulation.process import Process, current
 from tests.simulation.vertex_model import LOCATION, PROJECT
 from tests.simulation.wandb_model import ENTITY, QUEUE
 from tests.simulation.world import World
-from vertex_launch.errors import LaunchError, OutcomeUnknown, Transient
-from vertex_launch.shared_limit import shared_limit_name
 
 # What the platform gives a process between SIGTERM and SIGKILL.
 TERMINATION_SECONDS = 30.0

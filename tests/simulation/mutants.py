@@ -11,24 +11,28 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows import attempts, course, launch_runs, outcome, queue_server, standing, steps, stops
-from flows.flow_run_page import FlowRunPage
-from flows.launch_runs import LaunchRuns
-from flows.live_launch import LiveLaunch
-from flows.queue_item import QueueItem, run_of
-from flows.queue_server import QueueServer
-from flows.session import LaunchSession
-from flows.slot import Slot
+from prefect_vertex_launch.agent import queue_worker
+from prefect_vertex_launch.agent.queue_worker import QueueServer
+from prefect_vertex_launch.coordination import heartbeat, launch_store
+from prefect_vertex_launch.coordination.flow_run_page import FlowRunPage
+from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+from prefect_vertex_launch.coordination.slot import Slot
+from prefect_vertex_launch.core import states
+from prefect_vertex_launch.core.diagnosis import Category
+from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
+from prefect_vertex_launch.core.retry_policy import Attempt, Policy, by_attempt
+from prefect_vertex_launch.core.states import Cancel, JobRecord, LaunchState
+from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.jobspec import render
+from prefect_vertex_launch.launch import find_jobs, lifecycle, outcome, steps, stop_requests
+from prefect_vertex_launch.launch.item import QueueItem, run_of
+from prefect_vertex_launch.launch.launch import LiveLaunch
+from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.vertex import job_watcher
+from prefect_vertex_launch.vertex.job_watcher import JobWatcher
+from prefect_vertex_launch.wandb.queue import PoppedItem
 from tests.simulation.mutant import LATE_SECONDS, Deaths, Gaps, Play, Seed, do_nothing, noticed_by
 from tests.simulation.simulate import Change
-from vertex_launch import job_watcher, lifecycle, render
-from vertex_launch.diagnosis import Category
-from vertex_launch.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
-from vertex_launch.job_watcher import JobWatcher
-from vertex_launch.lifecycle import Cancel, JobRecord, LaunchState
-from vertex_launch.second_chances import Attempt, Policy, by_attempt
-from vertex_launch.vertex_types import JobState
-from vertex_launch.wandb_queue import PoppedItem
 
 
 async def _say_done(*_: Any, **__: Any) -> str:
@@ -71,18 +75,18 @@ def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(5), 1, 2, 5, 13)
 def flow_run_without_a_key(patch: pytest.MonkeyPatch) -> None:
     """An item that comes a second time gets a second flow run."""
-    create = launch_runs.FlowRunCreate
+    create = launch_store.FlowRunCreate
 
     def with_random_key(**fields: Any) -> Any:
         return create(**{**fields, "idempotency_key": uuid4().hex})
 
-    patch.setattr(launch_runs, "FlowRunCreate", with_random_key)
+    patch.setattr(launch_store, "FlowRunCreate", with_random_key)
 
 
 @noticed_by(Seed(2541), 5, 2, 10)
 def settled_launch_begun_again(patch: pytest.MonkeyPatch) -> None:
     """A launch that has an outcome is taken for one that goes on."""
-    patch.setattr(launch_runs, "_is_settled", lambda _: False)
+    patch.setattr(launch_store, "_is_settled", lambda _: False)
 
 
 @noticed_by(Seed(3), 2)
@@ -90,9 +94,9 @@ def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
     """A job is created without a look for one that is there already."""
 
     async def look_away(session: LaunchSession, live: LiveLaunch) -> None:
-        live.looked_in, live.looked_at = attempts._own_parents(session, live), session.clock.monotonic()
+        live.looked_in, live.looked_at = find_jobs._own_parents(session, live), session.clock.monotonic()
 
-    patch.setattr(attempts, "find", look_away)
+    patch.setattr(find_jobs, "find", look_away)
 
 
 @noticed_by(Seed(3), 2)
@@ -104,7 +108,7 @@ def label_differs_each_time(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(3), 2, 10)
 def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """A create without an answer counts as refused, and nobody looks again."""
-    create = attempts._create
+    create = find_jobs._create
 
     async def create_once(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
         try:
@@ -112,36 +116,36 @@ def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
         except OutcomeUnknown as error:
             raise Refused(Problem("create", str(error))) from error
 
-    patch.setattr(attempts, "find_later", do_nothing)
-    patch.setattr(attempts, "_create", create_once)
+    patch.setattr(find_jobs, "find_later", do_nothing)
+    patch.setattr(find_jobs, "_create", create_once)
 
 
 @noticed_by(Seed(2), 10)
 def outage_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """An outage that outlasts the retries of a step ends the launch."""
-    settled = course.Course._settled
+    settled = lifecycle.Course._settled
 
-    async def settled_anyhow(self: course.Course) -> Any:
+    async def settled_anyhow(self: lifecycle.Course) -> Any:
         try:
             return await settled(self)
         except LaunchError as error:
             self._live.refusal = Permanent(Problem("a step", str(error)))
             return await settled(self)
 
-    patch.setattr(course.Course, "_settled", settled_anyhow)
+    patch.setattr(lifecycle.Course, "_settled", settled_anyhow)
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
 def duplicate_never_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Two live jobs of one attempt both run on."""
-    for module in (lifecycle, job_watcher):
+    for module in (states, job_watcher):
         patch.setattr(module, "surplus", lambda *_: None)
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
 def duplicate_cancelled_late(patch: pytest.MonkeyPatch) -> None:
     """Of two live jobs of one attempt the one too many is cancelled when it is nine minutes old."""
-    surplus = lifecycle.surplus
+    surplus = states.surplus
 
     def late(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
         too_many = surplus(jobs, attempt)
@@ -150,26 +154,26 @@ def duplicate_cancelled_late(patch: pytest.MonkeyPatch) -> None:
         age = too_many.job.update_time - too_many.job.create_time
         return too_many if age.total_seconds() > 540.0 else None
 
-    for module in (lifecycle, job_watcher):
+    for module in (states, job_watcher):
         patch.setattr(module, "surplus", late)
 
 
 @noticed_by(Seed(12), 2)
 def looked_for_only_at_once(patch: pytest.MonkeyPatch) -> None:
     """The job of a create without an answer is looked for at once, and not a second time."""
-    patch.setattr(attempts, "LOOK_AGAIN_SECONDS", (0.0,))
+    patch.setattr(find_jobs, "LOOK_AGAIN_SECONDS", (0.0,))
 
 
 @noticed_by(Deaths("cancelled at once", LATE_SECONDS), 2)
 def no_last_looks(patch: pytest.MonkeyPatch) -> None:
     """A launch that is ended before a job is seen does not look for one that comes to light late."""
-    patch.setattr(attempts, "LAST_LOOKS_SECONDS", ())
+    patch.setattr(find_jobs, "LAST_LOOKS_SECONDS", ())
 
 
 @noticed_by(Seed(1), 2)
 def old_look_taken_for_new(patch: pytest.MonkeyPatch) -> None:
     """A job is created however long ago others were looked for."""
-    patch.setattr(attempts, "STALE_SECONDS", float("inf"))
+    patch.setattr(find_jobs, "STALE_SECONDS", float("inf"))
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
@@ -177,12 +181,12 @@ def older_duplicate_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Of two live jobs of one attempt the older one goes."""
 
     def oldest(jobs: Sequence[JobRecord], _attempt: int = 1) -> Cancel | None:
-        live = sorted((job for job in jobs if not job.is_terminal), key=lifecycle.age)
+        live = sorted((job for job in jobs if not job.is_terminal), key=states.age)
         if len(live) < 2 or live[0].launch_state is LaunchState.CANCELLING:
             return None
         return Cancel(live[0], "it is the oldest")
 
-    for module in (lifecycle, job_watcher):
+    for module in (states, job_watcher):
         patch.setattr(module, "surplus", oldest)
 
 
@@ -191,9 +195,9 @@ def younger_duplicate_speaks(patch: pytest.MonkeyPatch) -> None:
     """Of two jobs of one attempt the end of the younger one is reported."""
 
     def youngest(jobs: Sequence[JobRecord]) -> list[JobRecord]:
-        return [max(attempt, key=attempts.age) for attempt in by_attempt(jobs).values()]
+        return [max(attempt, key=find_jobs.age) for attempt in by_attempt(jobs).values()]
 
-    patch.setattr(attempts, "_ended", youngest)
+    patch.setattr(find_jobs, "_ended", youngest)
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
@@ -203,13 +207,13 @@ def first_end_is_the_last_word(patch: pytest.MonkeyPatch) -> None:
     async def watched(_session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
         return live.job
 
-    patch.setattr(attempts, "find_last_word", watched)
+    patch.setattr(find_jobs, "find_last_word", watched)
 
 
 @noticed_by(Deaths("happy", change=Change.REGION), 2)
 def whereabouts_not_noted(patch: pytest.MonkeyPatch) -> None:
     """A launch is looked for only where the queue sends its jobs by now."""
-    patch.setattr(queue_server, "whereabouts_of", lambda _: frozenset())
+    patch.setattr(queue_worker, "whereabouts_of", lambda _: frozenset())
 
 
 @noticed_by(Deaths("happy", change=Change.LOCKS), 2)
@@ -237,25 +241,25 @@ def never_adopted(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(6), 1, 2, 6)
 def other_agents_taken_for_gone(patch: pytest.MonkeyPatch) -> None:
     """Launches are adopted from agents that are at work."""
-    patch.setattr(standing.Colleagues, "at_work", _find_nobody)
+    patch.setattr(heartbeat.Colleagues, "at_work", _find_nobody)
 
 
 @noticed_by(Seed(0), 10)
 def silent_agents_never_gone(patch: pytest.MonkeyPatch) -> None:
     """An agent whose heartbeat stands still is waited for, for ever."""
-    patch.setattr(standing, "GONE_SECONDS", float("inf"))
+    patch.setattr(heartbeat, "GONE_SECONDS", float("inf"))
 
 
 @noticed_by(Gaps("preempted once"), 1, 2, 6)
 def gone_before_in_doubt(patch: pytest.MonkeyPatch) -> None:
     """Launches are adopted from an agent that cannot know yet that it is taken for gone."""
-    patch.setattr(standing, "GONE_SECONDS", 20.0)
+    patch.setattr(heartbeat, "GONE_SECONDS", 20.0)
 
 
 @noticed_by(Seed(183), 1, 2, 5, 6)
 def never_in_doubt(patch: pytest.MonkeyPatch) -> None:
     """An agent that was cut off from Prefect believes that its launches are its own."""
-    patch.setattr(standing, "DOUBT_SECONDS", float("inf"))
+    patch.setattr(heartbeat, "DOUBT_SECONDS", float("inf"))
 
 
 @noticed_by(Seed(526), 1, 2, 6)
@@ -308,11 +312,11 @@ def unknown_state_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
     """A job in a state that nobody here knows counts as failed."""
 
     def state_of_job(state: int) -> LaunchState:
-        return {int(known): launch for known, launch in lifecycle.STATE_OF_JOB.items()}.get(
+        return {int(known): launch for known, launch in states.STATE_OF_JOB.items()}.get(
             int(state), LaunchState.FAILED
         )
 
-    patch.setattr(lifecycle, "state_of_job", state_of_job)
+    patch.setattr(states, "state_of_job", state_of_job)
 
 
 @noticed_by(Play("program fails"), 6)
@@ -340,48 +344,48 @@ def missing_run_not_reported(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Play("preempted once"), 10)
 def never_launched_again(patch: pytest.MonkeyPatch) -> None:
     """A run that was preempted is over."""
-    patch.setattr(attempts, "_policy", lambda _session, live: Policy(0, live.plans))
+    patch.setattr(find_jobs, "_policy", lambda _session, live: Policy(0, live.plans))
 
 
 @noticed_by(Seed(0), 10)
 def launched_again_without_end(patch: pytest.MonkeyPatch) -> None:
     """A run that is preempted is launched again as often as that happens."""
-    patch.setattr(attempts, "_policy", lambda _session, live: Policy(1_000_000, live.plans))
+    patch.setattr(find_jobs, "_policy", lambda _session, live: Policy(1_000_000, live.plans))
 
 
 @noticed_by(Seed(0), 10)
 def earlier_attempts_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Only the last attempt counts when it is decided whether another one follows."""
-    categories = attempts._categories
+    categories = find_jobs._categories
 
     def last(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobRecord]) -> list[Category]:
         return categories(session, live, ended[-1:])
 
-    patch.setattr(attempts, "_categories", last)
+    patch.setattr(find_jobs, "_categories", last)
 
 
 @noticed_by(Play("preempted once"), 2, 10)
 def attempt_number_stays(patch: pytest.MonkeyPatch) -> None:
     """Every attempt of a run is its first."""
-    following = attempts.next_attempt
+    following = find_jobs.next_attempt
 
     def first(ended: Sequence[Category], policy: Policy) -> Attempt | None:
         attempt = following(ended, policy)
         return attempt and Attempt(1, attempt.plan)
 
-    patch.setattr(attempts, "next_attempt", first)
+    patch.setattr(find_jobs, "next_attempt", first)
 
 
 @noticed_by(Play("cancelled in Prefect"), 7, 10)
 def cancel_in_prefect_ignored(patch: pytest.MonkeyPatch) -> None:
     """Prefect is not asked who cancelled a launch."""
-    patch.setattr(stops, "_ask_prefect", do_nothing)
+    patch.setattr(stop_requests, "_ask_prefect", do_nothing)
 
 
 @noticed_by(Play("stopped at W&B"), 7, 10)
 def stop_at_wandb_ignored(patch: pytest.MonkeyPatch) -> None:
     """W&B is not asked who stopped a run."""
-    patch.setattr(stops, "_ask_wandb", do_nothing)
+    patch.setattr(stop_requests, "_ask_wandb", do_nothing)
 
 
 @noticed_by(Seed(0), 7, 10)

@@ -12,14 +12,8 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
-from flows.flow_run_page import FlowRunPage
-from tests.simulation.faults import Loss
-from tests.simulation.prefect_model import AGENT, Answer, refusal
-from tests.simulation.process import Look, Process
-from tests.simulation.vertex_model import PROJECT, Create, keys_of, run_id_of
-from tests.simulation.wandb_model import ENTITY, QUEUE, Pop
-from tests.simulation.world import World
-from vertex_launch.errors import (
+from prefect_vertex_launch.coordination.flow_run_page import FlowRunPage
+from prefect_vertex_launch.core.errors import (
     AuthenticationFailed,
     OutcomeUnknown,
     Permanent,
@@ -27,8 +21,8 @@ from vertex_launch.errors import (
     Problem,
     Transient,
 )
-from vertex_launch.lifecycle import JobRecord
-from vertex_launch.wandb_queue import (
+from prefect_vertex_launch.core.states import JobRecord
+from prefect_vertex_launch.wandb.queue import (
     AgentRecord,
     AgentStatus,
     ItemRecord,
@@ -37,6 +31,12 @@ from vertex_launch.wandb_queue import (
     RunPath,
     RunRecord,
 )
+from tests.simulation.faults import Loss
+from tests.simulation.prefect_model import AGENT, Answer, refusal
+from tests.simulation.process import Look, Process
+from tests.simulation.vertex_model import PROJECT, Create, keys_of, run_id_of
+from tests.simulation.wandb_model import ENTITY, QUEUE, Pop
+from tests.simulation.world import World
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.core.errors import LaunchError
 from tests.simulation import scripts
 from tests.simulation.agents import Deployment, Shape, make_block
 from tests.simulation.faults import Faults, Freeze, Loss, Outage, add_lone_faults, add_refusals, draw_faults
@@ -24,7 +25,6 @@ from tests.simulation.replay import replay
 from tests.simulation.violation import Violation, unforeseen
 from tests.simulation.virtual_time import VirtualLoop
 from tests.simulation.world import Crash, World
-from vertex_launch.errors import LaunchError
 
 # How long things go wrong, in virtual seconds.
 HORIZONS_SECONDS = (300.0, 600.0, 1200.0)
@@ -42,7 +42,7 @@ LATE_SHARE = 0.2
 MOST_LAG_SECONDS = 9.0
 # In so many the block is changed.
 CHANGED_SHARE = 0.1
-_LOGGERS = ("flows", "vertex_launch", "prefect.vertex_launch")
+_LOGGERS = ("prefect_vertex_launch", "prefect.vertex-launch")
 
 
 @dataclass(frozen=True)

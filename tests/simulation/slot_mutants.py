@@ -8,14 +8,15 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from flows import slots, steps
-from flows.launch_runs import LaunchRuns
-from flows.live_launch import LiveLaunch
-from flows.queue_server import QueueServer
-from flows.session import LaunchSession
-from flows.slot import Slot
-from flows.slot_label import lease_of
-from flows.slots import Slots
+from prefect_vertex_launch.agent.queue_worker import QueueServer
+from prefect_vertex_launch.coordination import slots
+from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+from prefect_vertex_launch.coordination.slot import Slot
+from prefect_vertex_launch.coordination.slot_label import lease_of
+from prefect_vertex_launch.coordination.slots import Slots
+from prefect_vertex_launch.launch import steps
+from prefect_vertex_launch.launch.launch import LiveLaunch
+from prefect_vertex_launch.launch.queue_context import LaunchSession
 from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by
 
 

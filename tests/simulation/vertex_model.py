@@ -12,12 +12,12 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
+from prefect_vertex_launch.core import vertex_types
+from prefect_vertex_launch.core.errors import NotFound, OverQuota, Problem
+from prefect_vertex_launch.core.states import JobRecord
 from tests.simulation.process import Process
 from tests.simulation.scripts import End, Script
 from tests.simulation.virtual_time import EPOCH
-from vertex_launch import vertex_types
-from vertex_launch.errors import NotFound, OverQuota, Problem
-from vertex_launch.lifecycle import JobRecord
 
 PROJECT = "sim"
 LOCATION = "us-central1"

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tests.simulation.scripts import Script
-from vertex_launch import lifecycle
-from vertex_launch.errors import Conflict, NotFound, Problem
-from vertex_launch.wandb_queue import (
+from prefect_vertex_launch.core import states
+from prefect_vertex_launch.core.errors import Conflict, NotFound, Problem
+from prefect_vertex_launch.wandb.queue import (
     AgentRecord,
     AgentStatus,
     ItemRecord,
@@ -19,6 +18,7 @@ from vertex_launch.wandb_queue import (
     RunPath,
     RunRecord,
 )
+from tests.simulation.scripts import Script
 
 LEASE_SECONDS = 60.0
 ENTITY, QUEUE, RUN_PROJECT = "team", "vertex", "runs"
@@ -113,7 +113,7 @@ class WandbModel:
 
     def read_item(self, item_id: str) -> ItemRecord:
         item = self.items[item_id]
-        return ItemRecord(item_id, lifecycle.ItemState(self.state_of(item)), item.run_id)
+        return ItemRecord(item_id, states.ItemState(self.state_of(item)), item.run_id)
 
     def read_runs(self, runs: list[RunPath]) -> dict[RunPath, RunRecord]:
         found: dict[RunPath, RunRecord] = {}

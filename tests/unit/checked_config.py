@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vertex_launch.errors import InvalidQueueConfig, Problem
-from vertex_launch.queue_config import QueueConfig, QueueDefaults, parse_queue_config
+from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
+from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, QueueDefaults, parse_queue_config
 
 POOL: dict[str, Any] = {
     "machine_spec": {"machine_type": "n1-standard-4"},

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from vertex_launch.errors import InvalidQueueConfig
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import LaunchContext, Rendering, render
-from vertex_launch.run_spec import RunSpec, parse_run_spec
+from prefect_vertex_launch.core.errors import InvalidQueueConfig
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
+from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
 
 IMAGE = "us-docker.pkg.dev/p/r/train:1"
 KEY = "0123456789abcdef" * 3

@@ -12,13 +12,13 @@ from google.cloud.aiplatform_v1.services.metadata_service import MetadataService
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from vertex_launch.arguments import EXTRA_ARGUMENTS
-from vertex_launch.environment import launch_environment
-from vertex_launch.machine_types import MACHINE_TYPES
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import LaunchContext, Rendering, render
-from vertex_launch.run_spec import RunSpec, parse_run_spec
-from vertex_launch.vertex_types import AcceleratorType, CustomJob, CustomJobSpec, Scheduling
+from prefect_vertex_launch.core.vertex_types import AcceleratorType, CustomJob, CustomJobSpec, Scheduling
+from prefect_vertex_launch.jobspec.config.arguments import EXTRA_ARGUMENTS
+from prefect_vertex_launch.jobspec.config.machine_types import MACHINE_TYPES
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.environment import launch_environment
+from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
+from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
 
 PROJECT, LOCATION, IMAGE = "my-project", "us-central1", "us-docker.pkg.dev/p/r/train:1"
 OTHER_IMAGE = "us-docker.pkg.dev/p/r/reduction:1"

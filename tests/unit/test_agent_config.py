@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from wandb.sdk.launch.agent.config import AgentConfig, BuilderConfig, EnvironmentConfig, RegistryConfig
 
-from vertex_launch.agent_config import read_agent_config
-from vertex_launch.migration import Fate, Migration
-from vertex_launch.queue_review import review_queue
+from prefect_vertex_launch.cli.migrate.agent_config import read_agent_config
+from prefect_vertex_launch.cli.migrate.migration import Fate, Migration
+from prefect_vertex_launch.cli.migrate.queue_review import review_queue
 
 GCP = {"type": "gcp", "region": "europe-west4"}
 SECRET = "k" * 40

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from rendered_launch import KEY, POOL, env_of, launch, pool, refused, task_of
 
-from vertex_launch.bootstrap import start_program
-from vertex_launch.errors import InvalidRunSpec
-from vertex_launch.job_source import JobCode, JobSource, LaunchImage, image_of_job, read_code
+from prefect_vertex_launch.core.errors import InvalidRunSpec
+from prefect_vertex_launch.jobspec.bootstrap import start_program
+from prefect_vertex_launch.jobspec.job_source import JobCode, JobSource, LaunchImage, image_of_job, read_code
 
 SECRET = "projects/my-project/secrets/wandb-api-key/versions/3"
 TRAIN = ["python", "train.py"]

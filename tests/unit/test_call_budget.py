@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conformance.modelled_vertex import LoopClock, in_virtual_time, most_in_a_window
-from vertex_launch.call_budget import (
+from prefect_vertex_launch.vertex.call_budget import (
     CALLS_PER_MINUTE,
     PASSED_OVER_AT_MOST,
     SUBMISSIONS_PER_MINUTE,
@@ -18,6 +17,7 @@ from vertex_launch.call_budget import (
     CallBudget,
     shared_budget,
 )
+from tests.conformance.modelled_vertex import LoopClock, in_virtual_time, most_in_a_window
 
 PAUSES = [0.0, 0.0, 0.0, 0.5, 7.0, 31.0, 59.999, 60.0, 61.0]
 

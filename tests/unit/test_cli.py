@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 from wandb.sdk.lib.wbauth.validation import check_api_key
 
-from flows.cli import API_KEY, app
-from flows.cli_error import NOT_READY, USAGE, CommandError, as_command_error, no_such_block
-from vertex_launch.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
+from prefect_vertex_launch.cli.errors import NOT_READY, USAGE, CommandError, as_command_error, no_such_block
+from prefect_vertex_launch.cli.main import API_KEY, app
+from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
 
 COMMANDS = ([], ["demo"], ["sandbox"], ["sandbox", "up"], ["agent"], ["status"], ["migrate"], ["adopt"])
 HEAVY = (
@@ -21,7 +21,7 @@ HEAVY = (
 )  # fmt: skip
 PRINT_MODULES = """
 import contextlib, io, json, sys
-from flows.cli import app
+from prefect_vertex_launch.cli.main import app
 for command in json.loads(sys.argv[1]):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as help:
         app([*command, "--help"])

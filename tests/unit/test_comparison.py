@@ -74,14 +74,15 @@ def test_every_field_of_the_installed_agents_configuration_is_among_the_behaviou
 
 # Programs of their own: the demo and the sandbox start local servers and the sandbox's images, `push`
 # runs W&B's own client, and `container` runs inside of the job.
-PROGRAMS = {"demo", "demo_runs", "demo_servers", "demo_view", "push", "cli", "sandbox", "container"}
+PROGRAMS = ("cli/demo/", "cli/main", "wandb/push", "sandbox/", "container/")
 
 
 def modules_of_a_launch() -> Iterator[Path]:
-    for package in ("flows", "blocks", "vertex_launch"):
-        for path in (ROOT / package).rglob("*.py"):
-            if not PROGRAMS & set(path.relative_to(ROOT / package).with_suffix("").parts):
-                yield path
+    package = ROOT / "prefect_vertex_launch"
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).with_suffix("").as_posix()
+        if not name.startswith(PROGRAMS):
+            yield path
 
 
 def used_names(path: Path) -> set[str]:

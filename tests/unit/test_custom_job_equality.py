@@ -11,11 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sdk_job import CONTEXT, IMAGE, assert_equal, extras, read_run_spec, runs, specs, tracking, words
 
-from vertex_launch.arguments import ARGUMENTS, EXTRA_ARGUMENTS, OTHER_NAMES, RUN_ARGUMENTS, SPEC_ARGUMENTS
-from vertex_launch.machine_types import MACHINE_TYPES
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import render
-from vertex_launch.vertex_types import AcceleratorType, CustomJobSpec
+from prefect_vertex_launch.core.vertex_types import AcceleratorType, CustomJobSpec
+from prefect_vertex_launch.jobspec.config.arguments import (
+    ARGUMENTS,
+    EXTRA_ARGUMENTS,
+    OTHER_NAMES,
+    RUN_ARGUMENTS,
+    SPEC_ARGUMENTS,
+)
+from prefect_vertex_launch.jobspec.config.machine_types import MACHINE_TYPES
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.render import render
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,7 +11,7 @@ import yaml
 from prefect.events import EventTrigger, Resource
 from prefect.events.schemas.automations import AutomationCore
 
-from vertex_launch.diagnosis import (
+from prefect_vertex_launch.core.diagnosis import (
     Category,
     console_url,
     diagnose,
@@ -21,9 +21,9 @@ from vertex_launch.diagnosis import (
     refused,
     stopped,
 )
-from vertex_launch.lifecycle import JobRecord, Requester, StopRequest
-from vertex_launch.second_chances import Attempt, Policy, next_attempt
-from vertex_launch.vertex_types import JobState
+from prefect_vertex_launch.core.retry_policy import Attempt, Policy, next_attempt
+from prefect_vertex_launch.core.states import JobRecord, Requester, StopRequest
+from prefect_vertex_launch.core.vertex_types import JobState
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "categories.md"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from wandb.sdk.launch._project_spec import LaunchProject
 from wandb.sdk.launch.utils import MAX_ENV_LENGTHS
 
-from vertex_launch.environment import (
+from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.environment import (
     MAX_VALUE_CHARACTERS,
     companion_environment,
     join_literally,
@@ -23,10 +24,9 @@ from vertex_launch.environment import (
     literal_json,
     literal_text,
 )
-from vertex_launch.launch_context import LaunchContext
-from vertex_launch.macros import Piece
-from vertex_launch.run_spec import parse_run_spec
-from vertex_launch.sandbox.vertex_replicas import _expanded
+from prefect_vertex_launch.jobspec.macros import Piece
+from prefect_vertex_launch.jobspec.run_spec import parse_run_spec
+from prefect_vertex_launch.sandbox.vertex.replicas import _expanded
 
 BASE_URL, KEY = "https://api.wandb.ai", "k" * 40
 

@@ -7,8 +7,15 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vertex_launch.findings import Findings
-from vertex_launch.labels import MAX_LABELS, job_labels, label_key, label_value, launch_key, queue_key
+from prefect_vertex_launch.core.findings import Findings
+from prefect_vertex_launch.core.labels import (
+    MAX_LABELS,
+    job_labels,
+    label_key,
+    label_value,
+    launch_key,
+    queue_key,
+)
 
 RUN = {"wandb-run-id": "My.Run-ID_1"}
 

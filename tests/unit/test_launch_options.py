@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from checked_config import ACCOUNT, POOL, POOLS, SPEC, only, pool, problems
 
-from vertex_launch.errors import InvalidQueueConfig
-from vertex_launch.launch_options import CommandPools, LaunchOptions, RunIdReplicas
-from vertex_launch.queue_config import QueueConfig, QueueDefaults, parse_queue_config
+from prefect_vertex_launch.core.errors import InvalidQueueConfig
+from prefect_vertex_launch.jobspec.config.launch_options import CommandPools, LaunchOptions, RunIdReplicas
+from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, QueueDefaults, parse_queue_config
 
 LAUNCH = "resource_args.vertex.launch"
 FIRST = f"{LAUNCH}.fallbacks[0]"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rendered_launch import IMAGE, POOL, env_of, launch, launch_context, pool, read_run_spec, task_of
 
-from vertex_launch.environment import launch_environment
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import Rendering, render
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.environment import launch_environment
+from prefect_vertex_launch.jobspec.render import Rendering, render
 
 REDUCTION = "us-docker.pkg.dev/p/r/reduction:1"
 OF_THE_RUN = {"WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH_TRACE_ID"}

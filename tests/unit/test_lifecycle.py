@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vertex_launch.lifecycle import (
+from prefect_vertex_launch.core.states import (
     STATE_OF_JOB,
     TERMINAL,
     TRANSITIONS,
@@ -25,7 +25,7 @@ from vertex_launch.lifecycle import (
     decide,
     state_of_job,
 )
-from vertex_launch.vertex_types import JobState
+from prefect_vertex_launch.core.vertex_types import JobState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOBS = "projects/1/locations/us-central1/customJobs"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rendered_launch import IMAGE, POOL, launch, pool, refused, task_of
 
-from vertex_launch.job_source import JobCode
-from vertex_launch.locks import Locks
-from vertex_launch.queue_config import QueueDefaults
+from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
+from prefect_vertex_launch.jobspec.job_source import JobCode
+from prefect_vertex_launch.jobspec.locks import Locks
 
 TEAM = "us-docker.pkg.dev/my-team/*"
 DIGEST = "@sha256:" + "a" * 64

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from vertex_launch.findings import Findings
-from vertex_launch.machine_types import MACHINE_TYPES, check_machine
-from vertex_launch.vertex_types import AcceleratorType
+from prefect_vertex_launch.core.findings import Findings
+from prefect_vertex_launch.core.vertex_types import AcceleratorType
+from prefect_vertex_launch.jobspec.config.machine_types import MACHINE_TYPES, check_machine
 
 
 def check(machine_type: str, accelerator: Any = None, count: Any = None, **more: Any) -> Findings:

@@ -157,10 +157,10 @@ def test_an_allowed_macro_that_the_worker_does_not_have_is_said_to_be_unset() ->
 
 
 def test_the_block_hands_on_the_allowed_macros_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blocks.gcp_credentials import GcpCredentials
-    from blocks.vertex_queue import VertexLaunchQueue
-    from blocks.wandb_credentials import WandbCredentials
-    from vertex_launch.sandbox.service_account import service_account_info
+    from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
+    from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+    from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+    from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 
     monkeypatch.setenv("TEAM", "vision")
     monkeypatch.setenv("OTHER", "x")

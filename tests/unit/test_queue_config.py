@@ -20,8 +20,8 @@ from checked_config import (
     refused,
 )
 
-from vertex_launch.errors import InvalidQueueConfig
-from vertex_launch.queue_config import parse_queue_config
+from prefect_vertex_launch.core.errors import InvalidQueueConfig
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 
 # What is required
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from checked_config import ACCOUNT, POOL, SPEC, only, problems
 
-from vertex_launch.queue_config import QueueConfig, QueueDefaults, parse_queue_config
+from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, QueueDefaults, parse_queue_config
 
 
 def test_an_items_arguments_win_one_by_one_over_the_blocks() -> None:

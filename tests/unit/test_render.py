@@ -20,9 +20,10 @@ from rendered_launch import (
     task_of,
 )
 
-from vertex_launch.environment import launch_environment
-from vertex_launch.queue_config import parse_queue_config
-from vertex_launch.render import (
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.environment import launch_environment
+from prefect_vertex_launch.jobspec.render import (
     ATTEMPT_LABEL,
     ITEM_LABEL,
     QUEUE_LABEL,
@@ -31,8 +32,7 @@ from vertex_launch.render import (
     queue_key,
     render,
 )
-from vertex_launch.sandbox.vertex_validation import job_errors
-from vertex_launch.vertex_types import CustomJob
+from prefect_vertex_launch.sandbox.vertex.validation import job_errors
 
 # Entry point and arguments
 

@@ -14,13 +14,13 @@ from json_fuzz import anything, leaf_places, macros, mild, mutated
 from pydantic import SecretStr
 from sdk_job import CONTEXT, IMAGE, LOCATION, PROJECT, assert_equal, extras, runs, specs, tracking
 
-from vertex_launch.arguments import ARGUMENTS
-from vertex_launch.errors import InvalidQueueConfig, InvalidRunSpec, Permanent
-from vertex_launch.launch_options import LAUNCH_KEYS, CommandPools
-from vertex_launch.queue_config import QueueConfig, QueueDefaults, parse_queue_config
-from vertex_launch.render import LaunchContext, Rendering, render
-from vertex_launch.run_spec import Overrides, RunSpec, parse_run_spec
-from vertex_launch.vertex_types import CustomJob
+from prefect_vertex_launch.core.errors import InvalidQueueConfig, InvalidRunSpec, Permanent
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.jobspec.config.arguments import ARGUMENTS
+from prefect_vertex_launch.jobspec.config.launch_options import LAUNCH_KEYS, CommandPools
+from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, QueueDefaults, parse_queue_config
+from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
+from prefect_vertex_launch.jobspec.run_spec import Overrides, RunSpec, parse_run_spec
 
 API_KEY, TOKEN = "c4nary-api-key-of-forty-characters-00000", "C4NARY token $(x) of the worker"
 fuzz = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from vertex_launch.errors import LaunchError, NotFound, OutcomeUnknown, Problem, Transient
-from vertex_launch.retry import ATTEMPTS, retrying
+from prefect_vertex_launch.core.errors import LaunchError, NotFound, OutcomeUnknown, Problem, Transient
+from prefect_vertex_launch.core.retry import ATTEMPTS, retrying
 
 
 class SleepRecorder:

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vertex_launch.diagnosis import Category
-from vertex_launch.lifecycle import JobRecord
-from vertex_launch.second_chances import (
+from prefect_vertex_launch.core.diagnosis import Category
+from prefect_vertex_launch.core.retry_policy import (
     Attempt,
     Policy,
     attempt_number,
@@ -20,7 +19,8 @@ from vertex_launch.second_chances import (
     next_attempt,
     was_queueing_timeout,
 )
-from vertex_launch.vertex_types import JobState
+from prefect_vertex_launch.core.states import JobRecord
+from prefect_vertex_launch.core.vertex_types import JobState
 
 JOBS = "projects/1/locations/us-central1/customJobs"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

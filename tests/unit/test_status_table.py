@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from flows.status import ItemStatus, QueueStatus
-from flows.status_table import age_text, as_text, print_tables, state_text
-from vertex_launch.lifecycle import LaunchState
+from prefect_vertex_launch.cli.status.status import ItemStatus, QueueStatus
+from prefect_vertex_launch.cli.status.table import age_text, as_text, print_tables, state_text
+from prefect_vertex_launch.core.states import LaunchState
 
 ITEMS = (
     ItemStatus(queue="team/q", item="i2", run="", state="waiting", why="2 of 2 slots are taken"),

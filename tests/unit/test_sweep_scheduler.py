@@ -14,12 +14,12 @@ from wandb.sdk.launch import utils as launch_utils
 from wandb.sdk.launch.sweeps import utils as sweep_utils
 from wandb.sdk.launch.sweeps.scheduler import Scheduler
 
-from vertex_launch.errors import InvalidRunSpec
-from vertex_launch.queue_config import QueueDefaults, parse_queue_config
-from vertex_launch.render import LaunchContext, render
-from vertex_launch.run_spec import RunSpec, parse_run_spec
-from vertex_launch.scheduler_item import SCHEDULER_URI, SWEEP_PLACEHOLDER, fill_in_sweep
-from vertex_launch.sweep_scheduler import check_sweep_state, scheduler_image, scheduler_resource_args
+from prefect_vertex_launch.core.errors import InvalidRunSpec
+from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, parse_queue_config
+from prefect_vertex_launch.jobspec.render import LaunchContext, render
+from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
+from prefect_vertex_launch.jobspec.scheduler_item import SCHEDULER_URI, SWEEP_PLACEHOLDER, fill_in_sweep
+from prefect_vertex_launch.jobspec.sweeps import check_sweep_state, scheduler_image, scheduler_resource_args
 
 SWEEP = "8xk2p0qz"
 TRAINING = QueueDefaults(

@@ -16,8 +16,8 @@ import pytest
 from wandb.sdk.lib import urls
 from wandb.sdk.lib.wbauth import HostUrl
 
-from vertex_launch.errors import AuthenticationFailed, Refused
-from vertex_launch.wandb_endpoint import (
+from prefect_vertex_launch.core.errors import AuthenticationFailed, Refused
+from prefect_vertex_launch.wandb.endpoint import (
     DEFAULT_BASE_URL,
     FORGE_HOSTS,
     WandbEndpoint,

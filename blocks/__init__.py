@@ -1,1 +1,0 @@
-"""What a person fills in, in the Prefect UI."""

@@ -1,0 +1,39 @@
+"""Endless work beside the body of a `with` block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from prefect_vertex_launch.core.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def in_background(
+    work: Callable[[], Awaitable[None]], name: str, clock: Clock, *, restart_seconds: float = 5.0
+) -> AsyncGenerator[None]:
+    """Run an endless `work` beside the body and end it with the body.
+
+    Should it fail in a way nobody foresaw it is started again: one broken answer must not leave
+    every waiting launch without its watcher.
+    """
+
+    async def keep_running() -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                logger.exception("%s failed and starts again in %.0f s", name, restart_seconds)
+            await clock.sleep(restart_seconds)
+
+    task = asyncio.create_task(keep_running(), name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

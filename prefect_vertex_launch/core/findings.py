@@ -1,0 +1,78 @@
+"""What an examination of a specification has found so far: everything wrong, everything doubtful."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from prefect_vertex_launch.core.errors import Problem
+from prefect_vertex_launch.core.json_value import MAX_PROBLEMS, at, kind_of, shown
+from prefect_vertex_launch.core.spelling import right_spelling
+
+
+class Findings:
+    """Problems (the thing cannot be launched) and warnings (it can, but look), in the order found."""
+
+    def __init__(self, refused: Iterable[str] = (), wrong_kinds: Iterable[str] = ()) -> None:
+        self.problems: list[Problem] = []
+        self._warnings: dict[tuple[str, str], None] = {}
+        self._refused: set[str] = set(refused)
+        self._wrong_kinds: set[str] = set(wrong_kinds)
+
+    def successor(self) -> Findings:
+        """Return findings without any yet, for which what was refused here is not missing."""
+        return Findings(self._refused, self._wrong_kinds)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Each warning once."""
+        return tuple(f"{where}: {what}" for where, what in self._warnings)
+
+    @property
+    def warned(self) -> tuple[tuple[str, str], ...]:
+        """Each warning once, as where and what."""
+        return tuple(self._warnings)
+
+    def refuse(self, where: str, what: str, why: str = "", fix: str = "") -> None:
+        """Note one problem; after a hundred of them no more are kept.
+
+        What is missing only because its value has been refused already is not noted again.
+        """
+        if what in {"missing", "empty"} and (where in self._refused or self._is_inside_wrong_kind(where)):
+            return
+        self._refused.add(where)
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(where, what, why, fix))
+
+    def has_refused(self, *roots: str) -> bool:
+        """Tell whether something at or below one of `roots` has been refused."""
+        return any(where == root or _is_below(where, root) for where in self._refused for root in roots)
+
+    def is_refused(self, where: str) -> bool:
+        """Tell whether exactly what stands at `where` has been refused."""
+        return where in self._refused
+
+    def _is_inside_wrong_kind(self, where: str) -> bool:
+        # By the path's own beginnings: there may be a hundred thousand values of the wrong kind.
+        return any(where[:end] in self._wrong_kinds for end, step in enumerate(where) if step in ".[")
+
+    def warn(self, where: str, what: str) -> None:
+        """Note something doubtful at `where`."""
+        if len(self._warnings) < MAX_PROBLEMS:
+            self._warnings[where, what] = None
+
+    def expected(self, where: str, wanted: str, got: object, fix: str = "") -> None:
+        """Note a value of the wrong kind; the value itself is not shown, it may be a secret."""
+        self.refuse(where, f"expected {wanted}, got {kind_of(got)}", fix=fix or f"Write {wanted}.")
+        self._wrong_kinds.add(where)
+
+    def unknown_key(self, where: str, key: str, known: Collection[str], owner: str) -> None:
+        """Note a key that `owner` does not have, with the right spelling where there is one."""
+        meant = right_spelling(key, known)
+        fix = f"Did you mean {meant}?" if meant else f"Known are: {', '.join(sorted(known))}."
+        self.refuse(at(where, key), f"{shown(key)} is not a field of {owner}", fix=fix)
+        if meant:  # what was meant is not missing as well
+            self._refused.add(at(where, meant))
+
+
+def _is_below(path: str, outer: str) -> bool:
+    return path.startswith((f"{outer}.", f"{outer}["))

@@ -1,0 +1,410 @@
+"""What a queue's block locks its jobs to, held against the job as it would be created.
+
+Only the block is trusted: what W&B hands out, the queue's configuration there included, cannot be told
+apart from what a submitter wrote. So each lock accepts what it lists and what the block's own `spec` and
+`run` say; a value of the block with one of the launch's macros in it is the submitter's and not its own.
+
+    images            of every pool, containers and executors of Python packages
+    entry points      of the launch, its own or the one of its W&B job
+    commands          of every container, before anything is put in front of it; modules and packages
+    service accounts, networks, machine types
+
+A command is matched as its words in the form of `shlex.join`, a Python package as its module and its
+package URIs. `*` in a pattern stands for any text. A container without a command runs its image's own
+program, or its `args` where the image has no entry point: there the args are matched as the command.
+
+A locked command is worth nothing if something else decides what it does. So with the commands locked
+also these are refused unless the block itself says so: code of a W&B job, environment variables other
+than the launch's own, and shells from the console.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from google.protobuf import json_format
+
+from prefect_vertex_launch.core.findings import Findings
+from prefect_vertex_launch.core.json_value import at, is_list, is_object, shown
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
+from prefect_vertex_launch.jobspec.macros import LAUNCH_MACROS, fill_macros
+
+_WHY: Final = "the queue's block locks it"
+_ANY: Final = "*"
+_MAX_SHOWN: Final = 8
+_LAUNCH_MACRO: Final = re.compile(r"\$\{(?:" + "|".join(LAUNCH_MACROS) + r")\}")
+# Source: the grammar of https://pkg.go.dev/github.com/distribution/reference.
+_HOST: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_STEP: Final = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_IMAGE: Final = re.compile(
+    rf"(?P<name>(?:{_HOST}(?:\.{_HOST})*(?::[0-9]+)?/)?{_STEP}(?:/{_STEP})*)"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?P<digest>@[A-Za-z0-9+._-]+:[0-9a-fA-F]{32,})?"
+)
+# What a launch may bring into a command of the block's by a macro: nothing that a shell would act on.
+_PLAIN: Final = "[A-Za-z0-9_.,:=/@+-]*"
+
+PathOf = Callable[[str, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Locks:
+    """Six sets of patterns: None is not locked, () is locked to what the queue's block itself says."""
+
+    images: tuple[str, ...] | None = None
+    entry_points: tuple[str, ...] | None = None
+    commands: tuple[str, ...] | None = None
+    service_accounts: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
+    machine_types: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        secure_mode: bool,
+        images: Sequence[str] | None = None,
+        entry_points: Sequence[str] | None = None,
+        commands: Sequence[str] | None = None,
+        service_accounts: Sequence[str] | None = None,
+        networks: Sequence[str] | None = None,
+        machine_types: Sequence[str] | None = None,
+    ) -> Locks:
+        """Return the locks of a block; with `secure_mode` nothing is left unlocked."""
+
+        def lock(patterns: Sequence[str] | None) -> tuple[str, ...] | None:
+            if patterns is None:
+                return () if secure_mode else None
+            return tuple(pattern.strip() for pattern in patterns)
+
+        return cls(
+            images=lock(images),
+            entry_points=lock(entry_points),
+            commands=lock(commands),
+            service_accounts=lock(service_accounts),
+            networks=lock(networks),
+            machine_types=lock(machine_types),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchProgram:
+    """What a launch brings to run.
+
+    Attributes:
+        entry_point: The launch's own entry point.
+        job_entry_point: The entry point of its W&B job.
+        has_code: Whether code comes with its W&B job.
+        variables: Names of the variables that every launch sets.
+    """
+
+    entry_point: tuple[str, ...] = ()
+    job_entry_point: tuple[str, ...] = ()
+    has_code: bool = False
+    variables: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class OwnWords:
+    """What a block's own `spec`, `run` and fallbacks say, by what it can be locked to.
+
+    Commands, by their words, and variables may have the launch's macros in them.
+    """
+
+    images: set[str] = field(default_factory=set[str])
+    commands: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
+    service_accounts: set[str] = field(default_factory=set[str])
+    networks: set[str] = field(default_factory=set[str])
+    machine_types: set[str] = field(default_factory=set[str])
+    variables: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    persistent_resources: set[str] = field(default_factory=set[str])
+    flags: set[str] = field(default_factory=set[str])
+
+
+def own_words(defaults: QueueDefaults, macros: Mapping[str, str | None]) -> OwnWords:
+    """Return what a block says; `macros` are those it allows, filled in as they are in a job."""
+    values = {name: text for name, text in macros.items() if text is not None and name not in LAUNCH_MACROS}
+    own = OwnWords()
+    fallbacks: Any = defaults.launch.get("fallbacks")
+    sources: list[Any] = [
+        {"spec": dict(defaults.spec), "run": dict(defaults.run)},
+        *(fallbacks if is_list(fallbacks) else ()),
+    ]
+    for source in fill_macros(sources, values, "", lambda _path, _name: None):
+        for section in ("spec", "run"):
+            if is_object(source) and is_object(arguments := source.get(section)):
+                _collect(arguments, own)
+    return own
+
+
+def _collect(arguments: Mapping[str, Any], own: OwnWords) -> None:
+    """Note what a section of the block says."""
+    for name, words in (
+        ("service_account", own.service_accounts),
+        ("network", own.networks),
+        ("persistent_resource_id", own.persistent_resources),
+    ):
+        words.update(_texts(arguments.get(name)))
+    own.flags.update(name for name, value in arguments.items() if value is True)
+    own.networks.update(_networks_of(arguments.get("psc_interface_config")))
+    pools: Any = arguments.get("worker_pool_specs")
+    for pool in filter(is_object, pools if is_list(pools) else ()):
+        machine: Any = pool.get("machine_spec")
+        own.machine_types.update(_texts(machine.get("machine_type") if is_object(machine) else None))
+        for task_name in ("container_spec", "python_package_spec"):
+            if is_object(task := pool.get(task_name)):
+                _collect_task(task, own)
+
+
+def _collect_task(task: Mapping[str, Any], own: OwnWords) -> None:
+    own.images.update(_texts(task.get("image_uri")), _texts(task.get("executor_image_uri")))
+    own.commands.add(_words(task))
+    own.variables.update((item["name"], item.get("value") or "") for item in task.get("env") or ())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield a text of the block, unless the launch decides what it is."""
+    if isinstance(value, str) and value and not _LAUNCH_MACRO.search(value):
+        yield value
+
+
+def _networks_of(psc: Any) -> Iterator[str]:
+    """Yield the network attachment and the networks whose names are resolved."""
+    if not is_object(psc):
+        return
+    yield from _texts(psc.get("network_attachment"))
+    for peering in psc.get("dns_peering_configs") or ():
+        yield f"projects/{peering.get('target_project')}/global/networks/{peering.get('target_network')}"
+
+
+def _words(task: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a task runs, nothing for its image's own program."""
+    if "python_module" in task:
+        return (task["python_module"], *(task.get("package_uris") or ()))
+    return tuple(task.get("command") or task.get("args") or ())
+
+
+def check_locks(
+    job: CustomJob,
+    program: LaunchProgram,
+    locks: Locks,
+    own: OwnWords,
+    *,
+    path_of: PathOf,
+    findings: Findings,
+) -> None:
+    """Refuse whatever of a finished job the locks do not allow.
+
+    Args:
+        job: The job with everything filled in, and its commands as they were written.
+        program: What the launch brings.
+        locks: What the block locks.
+        own: What the block itself says.
+        path_of: Returns where an argument was written, by its section and name.
+        findings: Takes the problems.
+    """
+    if locks != Locks():
+        _Check(program, locks, own, path_of, findings).job(_json_of(job))
+
+
+def _json_of(job: CustomJob) -> dict[str, Any]:
+    kind: Any = CustomJob
+    return json_format.MessageToDict(kind.pb(job), preserving_proto_field_name=True)
+
+
+class _Check:
+    """One job being held against the locks."""
+
+    def __init__(
+        self, program: LaunchProgram, locks: Locks, own: OwnWords, path_of: PathOf, findings: Findings
+    ) -> None:
+        self._program = program
+        self._locks = locks
+        self._own = own
+        self._path_of = path_of
+        self._findings = findings
+
+    def job(self, job: Mapping[str, Any]) -> None:
+        spec: dict[str, Any] = job.get("job_spec", {})
+        pools: list[dict[str, Any]] = spec.get("worker_pool_specs", [])
+        self._entry_points(pools)
+        self._code()
+        for index, pool in enumerate(pools):
+            self._pool(pool, at(self._path_of("spec", "worker_pool_specs"), index))
+        self._accounts_and_networks(spec)
+        self._machines_from_elsewhere(spec)
+        self._shells(spec)
+
+    def _refuse(self, where: str, what: str, allowed: Iterable[str], title: str) -> None:
+        """Note a problem; `title` is the field of the block that would allow it."""
+        listed = sorted({*allowed} - {""})
+        more = ", …" if len(listed) > _MAX_SHOWN else ""
+        others = f"Use one of {', '.join(listed[:_MAX_SHOWN])}{more}, or ask" if listed else "Ask"
+        fix = f"{others} the queue's owner to allow it under {title}."
+        self._findings.refuse(where, what, _WHY, fix)
+
+    def _hold(
+        self, text: str, where: str, patterns: tuple[str, ...] | None, own: Collection[str], noun: str
+    ) -> None:
+        """Refuse a text that neither the patterns nor the block allow; no text is always allowed."""
+        if patterns is not None and text and text not in own and not _matches(text, patterns):
+            self._refuse(
+                where, f"{shown(text)} is not an allowed {noun}", {*patterns, *own}, f"Allowed {noun}s"
+            )
+
+    @property
+    def _locked_commands(self) -> tuple[str, ...] | None:
+        commands = self._locks.commands
+        return None if commands is None or _ANY in commands else commands
+
+    def _entry_points(self, pools: Sequence[Mapping[str, Any]]) -> None:
+        words, where = self._program.entry_point, "overrides.entry_point"
+        if not words:
+            words, where = self._program.job_entry_point, "job"
+            # A job's entry point gives way to the queue's command.
+            commands = [tuple(pool.get("container_spec", {}).get("command", ())) for pool in pools]
+            if words not in commands:
+                return
+        patterns = self._locks.entry_points
+        if not words or patterns is None or _is_own_command(words, self._own):
+            return
+        patterns = (*patterns, *(self._locks.commands or ()))
+        own = map(shlex.join, self._own.commands)
+        self._hold(shlex.join(words), where, patterns, {*own}, "entry point")
+
+    def _code(self) -> None:
+        if self._program.has_code and self._locked_commands is not None:
+            self._findings.refuse(
+                "job",
+                "brings code along that is in no image",
+                "the queue's block locks commands, and code decides what a command does",
+                "Build an image with the code in it, or ask the queue's owner to allow the command *.",
+            )
+
+    def _pool(self, pool: Mapping[str, Any], where: str) -> None:
+        machine: Mapping[str, Any] = pool.get("machine_spec", {})
+        self._hold(
+            machine.get("machine_type", ""),
+            at(at(where, "machine_spec"), "machine_type"),
+            self._locks.machine_types,
+            self._own.machine_types,
+            "machine type",
+        )
+        if container := pool.get("container_spec"):
+            self._image(container.get("image_uri", ""), at(at(where, "container_spec"), "image_uri"))
+            self._command(container, at(where, "container_spec"))
+        if package := pool.get("python_package_spec"):
+            path = at(where, "python_package_spec")
+            self._image(package.get("executor_image_uri", ""), at(path, "executor_image_uri"))
+            self._command(package, path)
+
+    def _image(self, image: str, where: str) -> None:
+        patterns, own = self._locks.images, self._own.images
+        if patterns is None or image in own or image in patterns or _ANY in patterns:
+            return
+        reference = _IMAGE.fullmatch(image)
+        if reference is None:
+            self._refuse(where, f"{shown(image)} is not a plain image reference", patterns, "Allowed images")
+            return
+        # Beside a digest a tag says nothing: whoever pulls the image goes by the digest.
+        digest = reference["digest"]
+        text = f"{reference['name']}{digest}" if digest else image
+        if not _matches(text, patterns):
+            self._refuse(
+                where, f"{shown(image)} is not an allowed image", {*patterns, *own}, "Allowed images"
+            )
+
+    def _command(self, task: Mapping[str, Any], where: str) -> None:
+        patterns, words = self._locked_commands, _words(task)
+        if patterns is None:
+            return
+        self._variables(task, at(where, "env"))
+        launched = self._program.entry_point or self._program.job_entry_point
+        if task.get("command") and words == launched and self._locks.entry_points is not None:
+            return  # it has been held against its own lock
+        if _is_own_command(words, self._own) or _matches(shlex.join(words), patterns):
+            return
+        name, what = "command", f"{shown(shlex.join(words))} is not an allowed command"
+        if "python_module" in task:
+            name = "python_module"
+        elif not words:
+            what = "missing, so that the image's own program would run"
+        elif not task.get("command"):
+            name, what = "args", f"{what}, and is one where the image has no entry point"
+        own = map(shlex.join, self._own.commands)
+        self._refuse(at(where, name), what, {*patterns, *own}, "Allowed commands")
+
+    def _variables(self, task: Mapping[str, Any], where: str) -> None:
+        for index, variable in enumerate(task.get("env", ())):
+            name, value = variable.get("name", ""), variable.get("value", "")
+            if name in self._program.variables:
+                continue
+            if not any(name == own and _is_filled(text, value, ".*") for own, text in self._own.variables):
+                self._findings.refuse(
+                    at(where, index),
+                    f"{shown(name)} may not be set by a launch",
+                    "the queue's block locks commands, and variables can change what a command does",
+                    "Pass it as an argument or in the run's config, or ask the queue's owner to set it in "
+                    "the block's spec.",
+                )
+
+    def _accounts_and_networks(self, spec: Mapping[str, Any]) -> None:
+        self._hold(
+            spec.get("service_account", ""),
+            self._path_of("run", "service_account"),
+            self._locks.service_accounts,
+            self._own.service_accounts,
+            "service account",
+        )
+        networks, own = self._locks.networks, self._own.networks
+        self._hold(spec.get("network", ""), self._path_of("run", "network"), networks, own, "network")
+        for network in _networks_of(spec.get("psc_interface_config")):
+            where = at(self._path_of("run", "psc_interface_config"), "network_attachment")
+            self._hold(network, where, networks, own, "network")
+
+    def _machines_from_elsewhere(self, spec: Mapping[str, Any]) -> None:
+        resource: str = spec.get("persistent_resource_id", "")
+        is_locked = self._locks.machine_types is not None and _ANY not in self._locks.machine_types
+        if resource and is_locked and resource not in self._own.persistent_resources:
+            self._findings.refuse(
+                self._path_of("run", "persistent_resource_id"),
+                f"{shown(resource)} may not be chosen by a launch",
+                "the queue's block locks machine types, and a persistent resource brings its own machines",
+                "Remove it, or ask the queue's owner to set it in the block.",
+            )
+
+    def _shells(self, spec: Mapping[str, Any]) -> None:
+        for name in ("enable_web_access", "enable_dashboard_access"):
+            if spec.get(name) and self._locked_commands is not None and name not in self._own.flags:
+                self._findings.refuse(
+                    self._path_of("run", name),
+                    "may not be switched on by a launch",
+                    "the queue's block locks commands, and it lets people run others in the container",
+                    "Remove it, or ask the queue's owner to switch it on in the block's run.",
+                )
+
+
+def _is_own_command(words: Sequence[str], own: OwnWords) -> bool:
+    """Tell whether the block itself says these words; what its macros brought in must be plain."""
+    return any(
+        len(words) == len(command)
+        and all(_is_filled(given, word, _PLAIN) for given, word in zip(command, words, strict=True))
+        for command in own.commands
+    )
+
+
+def _is_filled(given: str, text: str, brought: str) -> bool:
+    """Tell whether `text` is `given` with something that fits `brought` for each of the launch's macros."""
+    pattern = brought.join(map(re.escape, _LAUNCH_MACRO.split(given)))
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+def _matches(text: str, patterns: Iterable[str]) -> bool:
+    """Tell whether one of the patterns is the whole text; `*` in a pattern stands for any text."""
+    return any(
+        re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) for pattern in patterns
+    )

@@ -1,0 +1,63 @@
+"""A CustomJob for people's eyes: the same as JSON, without its secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from google.protobuf import json_format
+
+from prefect_vertex_launch.core.json_value import is_list, is_object
+from prefect_vertex_launch.core.vertex_types import CustomJob
+
+MASK: Final = "********"
+_SECRET_NAME_PARTS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+# Shorter texts are found everywhere; masking them would make a job unreadable and hide nothing.
+_MIN_SECRET_CHARACTERS: Final = 6
+# Messages show only the beginning of a long text.
+_PREFIX_CHARACTERS: Final = 12
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether a variable of this name is likely to hold a secret."""
+    return any(part in name.upper() for part in _SECRET_NAME_PARTS)
+
+
+def mask(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` with every occurrence of every secret replaced, also of one that was cut short."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _MIN_SECRET_CHARACTERS:
+            text = text.replace(secret, MASK)
+        if len(secret) >= 2 * _PREFIX_CHARACTERS:
+            text = text.replace(secret[:_PREFIX_CHARACTERS], MASK)
+    return text
+
+
+def redacted_job(job: CustomJob, secrets: Iterable[str]) -> dict[str, Any]:
+    """Return the job as JSON with snake_case names.
+
+    Values of variables with a secret's name are masked, and those values and `secrets` also wherever
+    else they occur, in an argument for instance.
+    """
+    kind: Any = CustomJob
+    view = json_format.MessageToDict(kind.pb(job), preserving_proto_field_name=True)
+    hidden = set(secrets)
+    for variable in _variables(view):
+        if is_secret_name(variable.get("name", "")):
+            hidden.add(variable.get("value", ""))
+            variable["value"] = MASK
+    return _masked(view, hidden)
+
+
+def _variables(view: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    for pool in view.get("job_spec", {}).get("worker_pool_specs", ()):
+        for task in ("container_spec", "python_package_spec"):
+            yield from pool.get(task, {}).get("env", ())
+
+
+def _masked(value: Any, secrets: set[str]) -> Any:
+    if is_object(value):
+        return {key: _masked(item, secrets) for key, item in value.items()}
+    if is_list(value):
+        return [_masked(item, secrets) for item in value]
+    return mask(value, secrets) if isinstance(value, str) else value

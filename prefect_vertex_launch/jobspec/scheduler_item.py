@@ -1,0 +1,100 @@
+"""A sweep scheduler as a run queue item: how it is told from a run, and which sweep it schedules.
+
+It is what `wandb launch-sweep` leaves in a queue, beside the trials that it pushes there itself:
+
+    uri          placeholder-uri-scheduler; nothing else marks one
+    resource     local-process, with a scheduler job local-container, unless the sweep's `scheduler`
+                 section names another; the resource_args, if any, are that section's or the queue's
+    run_id       the sweep's id
+    name         Scheduler.<sweep>
+    overrides    without a scheduler job: entry_point [wandb, scheduler, <sweep>], args --queue,
+                 --project, --author and --job or --image_uri with values in quotes for a shell
+                 run_config: the sweep's `launch`, `scheduler` and `settings` sections, and for a
+                 scheduler job its arguments as `sweep_args`, sweep_id and queue among them
+    docker, job  the image or the job of the `scheduler` section; most often neither
+
+`wandb` writes WANDB_SWEEP_ID for <sweep>, because the sweep has no id yet, and nothing of it fills that
+in later: the backend must do so when it queues the item. What is left of it is filled in here. Source:
+`launch_sweep` in `wandb/cli/cli.py`, `construct_scheduler_args`, `LaunchAgent._is_scheduler_job`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prefect_vertex_launch.core.json_value import is_list, is_object
+
+SCHEDULER_URI: Final = "placeholder-uri-scheduler"
+SWEEP_PLACEHOLDER: Final = "WANDB_SWEEP_ID"
+_COMMAND: Final = ["wandb", "scheduler"]
+
+
+def is_scheduler(payload: Mapping[str, Any]) -> bool:
+    """Tell whether a run spec is that of a sweep scheduler."""
+    uri = payload.get("uri")
+    return isinstance(uri, str) and uri.startswith(SCHEDULER_URI)
+
+
+def is_scheduler_command(entry_point: object) -> bool:
+    """Tell whether an entry point is `wandb scheduler <sweep>`."""
+    return is_list(entry_point) and entry_point[:2] == _COMMAND and len(entry_point) > len(_COMMAND)
+
+
+def fill_in_sweep(payload: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return a scheduler's run spec with its sweep's id in every place, and that id; None if none is named.
+
+    Its arguments lose the quotes around them, because there is no shell that would take them off. It
+    is no trial of its sweep, so that its own `sweep_id` is none. Total for any JSON: what has another
+    shape than `wandb` gives it is left as it is.
+    """
+    overrides: dict[str, Any] = given if is_object(given := payload.get("overrides")) else {}
+    sweep_id = _named_sweep(payload, overrides)
+    if sweep_id is None:
+        return dict(payload), None
+    filled = {**payload, "run_id": payload.get("run_id") or sweep_id, "sweep_id": None}
+    for key in ("name", "run_id"):
+        filled[key] = _filled(filled.get(key), sweep_id)
+    if overrides:
+        filled["overrides"] = _overrides_of_sweep(overrides, sweep_id)
+    return filled, sweep_id
+
+
+def _named_sweep(payload: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:
+    """Return the sweep that the command names, else the job's arguments, else the item itself."""
+    entry_point = overrides.get("entry_point")
+    candidates = (
+        entry_point[2] if is_list(entry_point) and is_scheduler_command(entry_point) else None,
+        _sweep_args(overrides).get("sweep_id"),
+        payload.get("sweep_id"),
+        payload.get("run_id"),
+    )
+    named = (name for name in candidates if isinstance(name, str) and name)
+    return next((name for name in named if name != SWEEP_PLACEHOLDER), None)
+
+
+def _overrides_of_sweep(overrides: Mapping[str, Any], sweep_id: str) -> dict[str, Any]:
+    filled = dict(overrides)
+    if is_list(words := overrides.get("entry_point")):
+        filled["entry_point"] = [_filled(word, sweep_id) for word in words]
+    if is_list(words := overrides.get("args")):
+        filled["args"] = [_unquoted(_filled(word, sweep_id)) for word in words]
+    if sweep_args := _sweep_args(overrides):
+        arguments = {key: _filled(value, sweep_id) for key, value in sweep_args.items()}
+        filled["run_config"] = {**overrides["run_config"], "sweep_args": arguments}
+    return filled
+
+
+def _sweep_args(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    run_config = overrides.get("run_config")
+    sweep_args = run_config.get("sweep_args") if is_object(run_config) else None
+    return sweep_args if is_object(sweep_args) else {}
+
+
+def _filled(value: Any, sweep_id: str) -> Any:
+    return value.replace(SWEEP_PLACEHOLDER, sweep_id) if isinstance(value, str) else value
+
+
+def _unquoted(word: Any) -> Any:
+    is_quoted = isinstance(word, str) and len(word) > 1 and word[0] in "'\"" and word[0] == word[-1]
+    return word[1:-1] if is_quoted else word

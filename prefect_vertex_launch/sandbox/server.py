@@ -1,0 +1,252 @@
+"""Both servers of the sandbox on one event loop: W&B's backend, and Vertex AI over REST and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from starlette.types import ASGIApp
+
+from prefect_vertex_launch.sandbox.faults.app import faults_app
+from prefect_vertex_launch.sandbox.faults.grpc_wire import FaultyCalls
+from prefect_vertex_launch.sandbox.faults.http_wire import HttpFace, faulty_app
+from prefect_vertex_launch.sandbox.faults.kinds import What
+from prefect_vertex_launch.sandbox.faults.registry import Faults, Switch
+from prefect_vertex_launch.sandbox.google.app import container_variables, google_app
+from prefect_vertex_launch.sandbox.images import IMAGES
+from prefect_vertex_launch.sandbox.records import Records
+from prefect_vertex_launch.sandbox.request_log import LoggedCalls, RequestLog, logged_app
+from prefect_vertex_launch.sandbox.vertex.backend import VertexBackend
+from prefect_vertex_launch.sandbox.vertex.job_server import JobServer
+from prefect_vertex_launch.sandbox.vertex.rest import vertex_app, vertex_face
+from prefect_vertex_launch.sandbox.wandb.app import wandb_app, wandb_face
+from prefect_vertex_launch.sandbox.wandb.backend import WandbBackend
+from prefect_vertex_launch.sandbox.web_server import WebServer
+
+# W&B's clients accept keys of at least 40 characters; this one says what it is.
+DEFAULT_API_KEY = "sandbox_key_that_opens_nothing_but_the_sandbox_itself"
+
+
+class Sandbox:
+    """W&B's backend and Vertex AI's job service, up while the context is open.
+
+    Port 0 picks a free one. With `state` everything is kept in that SQLite file and taken up again;
+    without it everything is gone at the end. `images` adds to the images there are. `queued_seconds`
+    and `pending_seconds` are how long a job stays in those states; with `is_manual` jobs run nowhere and
+    are moved by `vertex.set_state` only. Every request and its answer become a line of `request_log`.
+    `secrets` are what jobs find in Secret Manager, by `projects/…/secrets/…/versions/N`; they may not
+    read one that is None. `buckets` are the directories that Python packages come from, by bucket.
+    `faults` is what goes wrong, nothing at first; with a `faults_port` they can be switched at `faults_url`
+    too.
+
+    Raises StartRefusal if the state file or the request log cannot be had or, on entering, if a port is
+    taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        wandb_port: int = 0,
+        vertex_rest_port: int = 0,
+        vertex_grpc_port: int = 0,
+        faults_port: int | None = None,
+        state: Path | None = None,
+        entity: str = "sandbox",
+        api_key: str | None = None,
+        lease_seconds: float = 60.0,
+        queued_seconds: float = 0.2,
+        pending_seconds: float = 0.3,
+        is_manual: bool = False,
+        images: Mapping[str, Sequence[str]] | None = None,
+        workdir: Path | None = None,
+        request_log: Path | None = None,
+        secrets: Mapping[str, str | None] | None = None,
+        buckets: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.entity = entity
+        self.api_key = api_key or DEFAULT_API_KEY
+        self.wandb_url = self.vertex_rest_url = self.vertex_grpc_url = self.faults_url = ""
+        self.faults = Faults(on=self._switched_on, off=self._switched_off)
+        self._ports = (wandb_port, vertex_rest_port, vertex_grpc_port)
+        self._faults_port = faults_port
+        self._records = Records(state)
+        self._stack = contextlib.AsyncExitStack()
+        self._web_servers: list[WebServer] = []
+        self._servers: dict[str, list[WebServer | JobServer]] = {"wandb": [], "vertex": []}
+        self._outages: set[asyncio.Task[None]] = set()
+        self._settling = asyncio.Lock()
+        self._log = RequestLog(request_log) if request_log is not None else None
+        if self._log is not None:
+            self._stack.callback(self._log.close)
+        if workdir is None and state is not None:
+            workdir = state.with_name(f"{state.name}.jobs")
+        if workdir is None:
+            workdir = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vertex-sandbox-")))
+        self.wandb = WandbBackend(
+            self._records,
+            entity=entity,
+            api_key=self.api_key,
+            lease_seconds=lease_seconds,
+            faults=self.faults,
+        )
+        self.vertex = VertexBackend(
+            self._records,
+            workdir=workdir,
+            images={**IMAGES, **(images or {})},
+            queued_seconds=queued_seconds,
+            pending_seconds=pending_seconds,
+            is_manual=is_manual,
+            buckets=buckets,
+            faults=self.faults,
+        )
+        self.secrets: dict[str, str | None] = dict(secrets or {})
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _open(self) -> None:
+        wandb_port, rest_port, grpc_port = self._ports
+        self._stack.callback(self._records.close)
+        google = await self._serve("google", google_app(self.secrets), 0)
+        self.vertex.container_variables = container_variables(google.url)
+        await self.vertex.start()
+        self._stack.push_async_callback(self.vertex.aclose)
+        self.vertex_grpc_url = await self._serve_jobs(grpc_port)
+        vertex = await self._serve(
+            "vertex-rest", vertex_app(self.vertex), rest_port, vertex_face(self.vertex)
+        )
+        self.vertex_rest_url = vertex.url
+        wandb = await self._serve("wandb", wandb_app(self.wandb), wandb_port, wandb_face())
+        self.wandb_url = self.wandb.base_url = wandb.url
+        if self._faults_port is not None:
+            switches = await self._serve("faults", faults_app(self.faults), self._faults_port)
+            self.faults_url = f"{switches.url}/faults"
+
+    async def _serve(self, name: str, app: ASGIApp, port: int, face: HttpFace | None = None) -> WebServer:
+        """Serve an app until the end; `name` is what the request log calls it, with `face` it has faults."""
+        server = WebServer(app, port)
+        if face is not None:
+            server.app = faulty_app(app, face, self.faults, server.cut)
+            self._servers[face.server].append(server)
+        if self._log is not None:
+            server.app = logged_app(server.app, name, self._log)
+        self._stack.push_async_callback(server.aclose)
+        await server.start()
+        self._web_servers.append(server)
+        return server
+
+    async def _serve_jobs(self, port: int) -> str:
+        """Serve the job service over gRPC until the end, and return its URL."""
+        log = [LoggedCalls("vertex-grpc", self._log)] if self._log is not None else []
+        server = JobServer(self.vertex, port, [*log, FaultyCalls(self.faults, self.vertex.calls)])
+        self._stack.push_async_callback(server.aclose)
+        await server.start()
+        self._servers["vertex"].append(server)
+        return server.url
+
+    async def _switched_on(self, switch: Switch) -> None:
+        if switch.fault.what is not What.DOWN:
+            return
+        await self._settle(switch.fault.server)
+        if switch.fault.seconds is not None:
+            outage = asyncio.create_task(self._end(switch, switch.fault.seconds))
+            self._outages.add(outage)
+            outage.add_done_callback(self._outages.discard)
+
+    async def _end(self, switch: Switch, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.faults.remove(switch)
+
+    async def _switched_off(self, switch: Switch) -> None:
+        self.vertex.let_go(switch)
+        if switch.fault.what is What.DOWN:
+            await self._settle(switch.fault.server)
+
+    async def _settle(self, name: str) -> None:
+        """Take a server down or bring it up, as the faults that are on now have it."""
+        # Going down and coming up take a while, in which other faults may be switched.
+        async with self._settling:
+            is_down = any(
+                switch.fault.server == name and switch.fault.what is What.DOWN for switch in self.faults
+            )
+            for server in self._servers[name]:
+                await (server.take_down() if is_down else server.bring_up())
+
+    async def __aexit__(self, *_: object) -> None:
+        for outage in self._outages:
+            outage.cancel()
+        self.faults.abandon()
+        # All at once: each of them takes a while to end.
+        for server in self._web_servers:
+            server.ask_to_stop()
+        await self._stack.aclose()
+
+
+async def serve(
+    *,
+    wandb_port: int = 0,
+    vertex_rest_port: int = 0,
+    vertex_grpc_port: int = 0,
+    faults_port: int = 0,
+    state: Path | None = None,
+    entity: str = "sandbox",
+    api_key: str | None = None,
+    images: Mapping[str, Sequence[str]] | None = None,
+    lease_seconds: float = 60.0,
+    queued_seconds: float = 0.2,
+    pending_seconds: float = 0.3,
+    request_log: Path | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; print one JSON line with the URLs when ready.
+
+    On SIGUSR1 another line says how many calls Vertex AI has had so far, by their RPC's name.
+    Raises StartRefusal, as `Sandbox` does.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Sandbox(
+        wandb_port=wandb_port,
+        vertex_rest_port=vertex_rest_port,
+        vertex_grpc_port=vertex_grpc_port,
+        faults_port=faults_port,
+        state=state,
+        entity=entity,
+        api_key=api_key,
+        images=images,
+        lease_seconds=lease_seconds,
+        queued_seconds=queued_seconds,
+        pending_seconds=pending_seconds,
+        request_log=request_log,
+    ) as sandbox:
+        loop.add_signal_handler(signal.SIGUSR1, lambda: _say({"vertex_calls": sandbox.vertex.calls}))
+        ready = {
+            "wandb_url": sandbox.wandb_url,
+            "vertex_rest_url": sandbox.vertex_rest_url,
+            "vertex_grpc_url": sandbox.vertex_grpc_url,
+            "faults_url": sandbox.faults_url,
+            "entity": sandbox.entity,
+            "api_key": sandbox.api_key,
+            "pid": os.getpid(),
+        }
+        _say(ready)
+        await stop.wait()
+
+
+def _say(line: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()

@@ -1,1 +1,0 @@
-"""W&B's backend and Vertex AI's job service as local servers, for the demo and for tests."""
