@@ -7,9 +7,9 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
+from prefect_vertex_launch.coordination.launch_record import lease_of
 from prefect_vertex_launch.coordination.launch_store import LaunchRuns
 from prefect_vertex_launch.coordination.side_by_side import side_by_side
-from prefect_vertex_launch.coordination.slot_label import lease_of
 from prefect_vertex_launch.coordination.slots import LEASE_SECONDS, Slots
 from prefect_vertex_launch.launch.item import QueueItem
 

@@ -34,7 +34,7 @@ from prefect_vertex_launch.core.errors import LaunchError, NotFound
 from prefect_vertex_launch.core.states import Requester, StopRequest
 from prefect_vertex_launch.flows.launch_engine import start_launch
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
-from prefect_vertex_launch.launch import preparation
+from prefect_vertex_launch.launch import render as preparation
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.launch import LiveLaunch
 from prefect_vertex_launch.launch.queue_context import LaunchSession

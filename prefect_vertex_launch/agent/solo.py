@@ -17,7 +17,7 @@ from prefect_vertex_launch.coordination.tags import launch_tags, owner_of
 from prefect_vertex_launch.coordination.whereabouts import whereabouts_labels
 from prefect_vertex_launch.core.background import in_background
 from prefect_vertex_launch.core.clock import sleep_until
-from prefect_vertex_launch.launch import preparation
+from prefect_vertex_launch.launch import render as preparation
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.launch import LiveLaunch
 from prefect_vertex_launch.launch.queue_context import LaunchSession, own_flow_run_id

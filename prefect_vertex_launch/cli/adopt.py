@@ -17,7 +17,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
-from prefect_vertex_launch.cli.status.status import open_prefect, require_block
+from prefect_vertex_launch.cli.status.queue_reader import open_prefect, require_block
 from prefect_vertex_launch.coordination.launch_store import LaunchRuns
 from prefect_vertex_launch.coordination.tags import launch_tags
 from prefect_vertex_launch.core.clock import SystemClock

@@ -19,7 +19,7 @@ from prefect.states import Pending, Running, to_state_create
 from prefect_vertex_launch.coordination import marks
 from prefect_vertex_launch.coordination.asking_once import asking_once
 from prefect_vertex_launch.coordination.heartbeat import Colleagues, read_flow_runs, runs_of_flow
-from prefect_vertex_launch.coordination.slot_label import notes_slot
+from prefect_vertex_launch.coordination.launch_record import notes_slot
 from prefect_vertex_launch.coordination.slots import LEASE_SECONDS
 from prefect_vertex_launch.coordination.tags import (
     ADOPTED_TAG,
@@ -36,7 +36,7 @@ from prefect_vertex_launch.core.errors import Problem
 from prefect_vertex_launch.core.shared_limit import SHARED_LIMIT_PREFIX
 from prefect_vertex_launch.flows.launch import launch
 from prefect_vertex_launch.launch.item import QueueItem
-from prefect_vertex_launch.launch.outcome import ELSEWHERE
+from prefect_vertex_launch.launch.report import ELSEWHERE
 
 # A launch that crashed again and again is started again a minute later, then two, for as long as it takes:
 # its job may run on, and its slot must not end before.

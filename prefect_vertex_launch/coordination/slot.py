@@ -8,7 +8,7 @@ from datetime import datetime
 from math import inf
 from uuid import UUID
 
-from prefect_vertex_launch.coordination.slot_label import NO_SLOT
+from prefect_vertex_launch.coordination.launch_record import NO_SLOT
 
 
 class SlotLost(Exception):

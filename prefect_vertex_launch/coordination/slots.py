@@ -29,10 +29,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.coordination.counter import take_off
-from prefect_vertex_launch.coordination.mending import Mending
-from prefect_vertex_launch.coordination.side_by_side import side_by_side
-from prefect_vertex_launch.coordination.slot import Slot
-from prefect_vertex_launch.coordination.slot_label import (
+from prefect_vertex_launch.coordination.launch_record import (
     GIVEN_BACK,
     LEASE_LABEL,
     NO_SLOT,
@@ -41,6 +38,9 @@ from prefect_vertex_launch.coordination.slot_label import (
     slot_labels,
     taken_of,
 )
+from prefect_vertex_launch.coordination.mending import Mending
+from prefect_vertex_launch.coordination.side_by_side import side_by_side
+from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.core.clock import Clock
 from prefect_vertex_launch.core.errors import NotFound, Problem
 from prefect_vertex_launch.core.shared_limit import SHARED_LIMIT_PREFIX

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from prefect_vertex_launch.blocks.field_names import refuse_unknown_fields
 from prefect_vertex_launch.blocks.vertex_queue import WITH_PRIORITIES, VertexLaunchQueue
 from prefect_vertex_launch.cli.errors import CommandError
-from prefect_vertex_launch.cli.status.status import require_block
+from prefect_vertex_launch.cli.status.queue_reader import require_block
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.errors import LaunchError, NotFound, Problem, Refused, Transient
 from prefect_vertex_launch.core.states import ItemState
-from prefect_vertex_launch.launch.outcome import run_url
+from prefect_vertex_launch.launch.report import run_url
 from prefect_vertex_launch.wandb.push import push
 from prefect_vertex_launch.wandb.queue import RunPath, WandbQueue
 

@@ -33,10 +33,12 @@ from prefect_vertex_launch.coordination.tags import item_of
 from prefect_vertex_launch.coordination.whereabouts import whereabouts_labels, whereabouts_of
 from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Transient
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
-from prefect_vertex_launch.launch import find_jobs, preparation, steps
+from prefect_vertex_launch.launch import find_jobs
+from prefect_vertex_launch.launch import render as preparation
+from prefect_vertex_launch.launch import submit as steps
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.lifecycle import Course, Step
+from prefect_vertex_launch.launch.outage import Course, Step
 from prefect_vertex_launch.launch.queue_context import (
     LaunchSession,
     current_session,

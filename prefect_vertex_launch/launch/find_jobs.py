@@ -48,7 +48,7 @@ from prefect_vertex_launch.core.states import (
     decide,
 )
 from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
-from prefect_vertex_launch.launch import preparation
+from prefect_vertex_launch.launch import render as preparation
 from prefect_vertex_launch.launch.denial import denial_passes
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.launch import LiveLaunch, Prepared

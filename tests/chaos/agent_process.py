@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import prefect_vertex_launch.agent.agent
 import prefect_vertex_launch.cli.main
-import prefect_vertex_launch.cli.status.status
+import prefect_vertex_launch.cli.status.queue_reader
 from tests.chaos import kill_points, slot_trace
 
 _started: set[int] = set()

@@ -47,8 +47,8 @@ QUICK: Mapping[str, Any] = {
     "prefect_vertex_launch.launch.find_jobs.LOOK_AGAIN_SECONDS": (0.2, 0.5),
     "prefect_vertex_launch.launch.find_jobs.LAST_LOOKS_SECONDS": (0.2, 0.5),
     "prefect_vertex_launch.launch.stop_requests.STOP_POLL_SECONDS": 0.5,
-    "prefect_vertex_launch.launch.lifecycle.FIRST_PAUSE_SECONDS": 1.0,
-    "prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS": 4.0,
+    "prefect_vertex_launch.launch.outage.FIRST_PAUSE_SECONDS": 1.0,
+    "prefect_vertex_launch.launch.outage.MAX_PAUSE_SECONDS": 4.0,
     "prefect_vertex_launch.agent.round_robin.MAX_BACKOFF_SECONDS": 2.0,
     "prefect_vertex_launch.vertex.job_watcher.MAX_BACKOFF_SECONDS": 2.0,
 }

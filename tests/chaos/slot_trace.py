@@ -82,8 +82,8 @@ def _trace_taking() -> None:
 
 
 def _trace_passing() -> None:
+    from prefect_vertex_launch.coordination.launch_record import lease_of
     from prefect_vertex_launch.coordination.launch_store import LaunchRuns
-    from prefect_vertex_launch.coordination.slot_label import lease_of
     from prefect_vertex_launch.coordination.slots import Slots
 
     release, create = Slots.release, LaunchRuns.create

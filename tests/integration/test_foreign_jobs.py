@@ -14,7 +14,7 @@ from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.cli.adopt import read_foreign_job
 from prefect_vertex_launch.cli.main import app
-from prefect_vertex_launch.cli.status.status import open_prefect, read_status
+from prefect_vertex_launch.cli.status.queue_reader import open_prefect, read_status
 from prefect_vertex_launch.coordination.tags import item_of, owner_of
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
 from prefect_vertex_launch.sandbox.server import Sandbox

@@ -44,8 +44,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "prefect_vertex_launch.agent.agent.CONTACT_SECONDS": 0.2,
         "prefect_vertex_launch.launch.stop_requests.STOP_POLL_SECONDS": 0.2,
-        "prefect_vertex_launch.launch.lifecycle.FIRST_PAUSE_SECONDS": 0.5,
-        "prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS": 1.0,
+        "prefect_vertex_launch.launch.outage.FIRST_PAUSE_SECONDS": 0.5,
+        "prefect_vertex_launch.launch.outage.MAX_PAUSE_SECONDS": 1.0,
         "prefect_vertex_launch.agent.round_robin.MAX_BACKOFF_SECONDS": 0.5,
         "prefect_vertex_launch.launch.find_jobs.LOOK_AGAIN_SECONDS": (0.1, 0.2),
         "prefect_vertex_launch.launch.find_jobs.LAST_LOOKS_SECONDS": (0.1, 0.2),

@@ -217,8 +217,8 @@ async def test_an_agent_that_may_not_register_serves_nothing_and_says_why(queue:
 async def test_an_agent_that_starts_while_wandb_is_away_carries_on_what_is_left_and_registers_later(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("prefect_vertex_launch.launch.lifecycle.FIRST_PAUSE_SECONDS", 1.0)
-    monkeypatch.setattr("prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_vertex_launch.launch.outage.FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_vertex_launch.launch.outage.MAX_PAUSE_SECONDS", 1.0)
     for task in launch._TASKS.values():
         monkeypatch.setattr(task, "retry_delay_seconds", [0.1] * 4)
     item_id = queue.push("sandbox/hold")

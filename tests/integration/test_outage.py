@@ -90,7 +90,7 @@ async def test_what_runs_of_a_cancelled_launch_is_ended_while_wandb_refuses_to_h
     monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.1)
     monkeypatch.setattr("prefect_vertex_launch.launch.stop_requests.STOP_POLL_SECONDS", 0.1)
     # The first pause is as long as ever: the cancel does not wait for its end.
-    monkeypatch.setattr("prefect_vertex_launch.launch.lifecycle.MAX_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr("prefect_vertex_launch.launch.outage.MAX_PAUSE_SECONDS", 1.0)
     queue = LaunchQueue(sandbox)
     await queue.create()
     item_id = queue.push("sandbox/hold")

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 
-from prefect_vertex_launch.coordination.slot_label import lease_of
+from prefect_vertex_launch.coordination.launch_record import lease_of
 from prefect_vertex_launch.coordination.slots import slots_of
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.flows.launch import launch

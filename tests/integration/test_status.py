@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.cli.demo.servers import free_port
 from prefect_vertex_launch.cli.main import app
-from prefect_vertex_launch.cli.status.status import open_prefect, open_queue
+from prefect_vertex_launch.cli.status.queue_reader import open_prefect, open_queue
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer

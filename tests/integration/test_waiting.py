@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
 from prefect_vertex_launch.agent.agent import agent
-from prefect_vertex_launch.coordination.slot_label import lease_of
+from prefect_vertex_launch.coordination.launch_record import lease_of
 from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState

@@ -26,7 +26,7 @@ from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from prefect_vertex_launch.flows.launch import RETRY_DELAYS_SECONDS
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.lifecycle import Course, Step
+from prefect_vertex_launch.launch.outage import Course, Step
 from prefect_vertex_launch.launch.queue_context import LaunchSession
 from prefect_vertex_launch.launch.regions import Regions
 from prefect_vertex_launch.launch.stop_requests import watch_stops

@@ -24,7 +24,10 @@ from prefect_vertex_launch.core.retry_policy import Attempt, Policy, by_attempt
 from prefect_vertex_launch.core.states import Cancel, JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.jobspec import render
-from prefect_vertex_launch.launch import find_jobs, lifecycle, outcome, steps, stop_requests
+from prefect_vertex_launch.launch import find_jobs, stop_requests
+from prefect_vertex_launch.launch import outage as lifecycle
+from prefect_vertex_launch.launch import report as outcome
+from prefect_vertex_launch.launch import submit as steps
 from prefect_vertex_launch.launch.item import QueueItem, run_of
 from prefect_vertex_launch.launch.launch import LiveLaunch
 from prefect_vertex_launch.launch.queue_context import LaunchSession

@@ -10,11 +10,11 @@ from prefect.client.schemas.objects import FlowRun
 
 from prefect_vertex_launch.agent.queue_worker import QueueServer
 from prefect_vertex_launch.coordination import slots
+from prefect_vertex_launch.coordination.launch_record import lease_of
 from prefect_vertex_launch.coordination.launch_store import LaunchRuns
 from prefect_vertex_launch.coordination.slot import Slot
-from prefect_vertex_launch.coordination.slot_label import lease_of
 from prefect_vertex_launch.coordination.slots import Slots
-from prefect_vertex_launch.launch import steps
+from prefect_vertex_launch.launch import submit as steps
 from prefect_vertex_launch.launch.launch import LiveLaunch
 from prefect_vertex_launch.launch.queue_context import LaunchSession
 from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from prefect_vertex_launch.cli.status.status import ItemStatus, QueueStatus, open_prefect, read_status
+from prefect_vertex_launch.cli.status.queue_reader import ItemStatus, QueueStatus, open_prefect, read_status
 
 # State, symbol, colour: never the colour alone.
 _LOOKS = {

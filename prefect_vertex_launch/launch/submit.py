@@ -12,7 +12,9 @@ from prefect_vertex_launch.coordination.slot import SlotLost
 from prefect_vertex_launch.core.errors import InvalidRunSpec, NotFound, OverQuota
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.core.vertex_types import JobState
-from prefect_vertex_launch.launch import find_jobs, outcome, preparation, timeouts
+from prefect_vertex_launch.launch import find_jobs, timeouts
+from prefect_vertex_launch.launch import render as preparation
+from prefect_vertex_launch.launch import report as outcome
 from prefect_vertex_launch.launch.denial import denial_passes
 from prefect_vertex_launch.launch.item import run_of
 from prefect_vertex_launch.launch.launch import LiveLaunch

@@ -31,8 +31,8 @@ from prefect_vertex_launch.core.errors import LaunchError, NotFound
 from prefect_vertex_launch.core.states import ItemState, JobRecord, LaunchState
 from prefect_vertex_launch.jobspec.render import ITEM_LABEL, QUEUE_LABEL, launch_key, queue_key
 from prefect_vertex_launch.launch.item import QueueItem
-from prefect_vertex_launch.launch.outcome import run_url, summary_of
 from prefect_vertex_launch.launch.regions import PARENT
+from prefect_vertex_launch.launch.report import run_url, summary_of
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.queue import WandbQueue
 

@@ -21,7 +21,9 @@ from prefect_vertex_launch.core.errors import (
 )
 from prefect_vertex_launch.core.retry import asked_pause_seconds
 from prefect_vertex_launch.core.states import Requester
-from prefect_vertex_launch.launch import find_jobs, outcome, steps, timeouts
+from prefect_vertex_launch.launch import find_jobs, timeouts
+from prefect_vertex_launch.launch import report as outcome
+from prefect_vertex_launch.launch import submit as steps
 from prefect_vertex_launch.launch.launch import LiveLaunch
 from prefect_vertex_launch.launch.notify import show
 from prefect_vertex_launch.launch.queue_context import LaunchSession
