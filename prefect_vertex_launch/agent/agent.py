@@ -1,11 +1,7 @@
-"""The agent: takes run queue items under the concurrency limits and supervises their launches.
+"""The agent: opens its queues, registers at W&B, adopts what other agents left, serves, and hands over.
 
-Every launch is a flow run of its own in this event loop, so thousands of waiting items cost one
-process. The agent keeps nothing that cannot be found again in W&B, Prefect and Vertex AI: when it
-stops or dies the jobs run on, and the next agent carries their launches on.
-
-An agent may serve several queues, of several entities, projects and regions, each with the
-credentials of its own block. Queues that share a limit take turns; others do not wait for each other.
+An agent may serve several queues, of several entities, projects and regions, each with the credentials of its
+own block. Queues that share a limit take turns; others do not wait for each other.
 """
 
 from __future__ import annotations
@@ -14,31 +10,26 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import State, flow
-from prefect.client.orchestration import PrefectClient, get_client
-from prefect.runtime import flow_run as runtime
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Cancelled, Completed, Failed
+from prefect.client.orchestration import PrefectClient
 
-from prefect_vertex_launch.agent.queue_worker import QueueServer, StartLaunch, Tally
-from prefect_vertex_launch.agent.round_robin import Rotation, by_shared_limits
-from prefect_vertex_launch.agent.sigterm import on_termination
+from prefect_vertex_launch.agent.queue_worker import QueueWorker
+from prefect_vertex_launch.agent.round_robin import RoundRobin, by_shared_limits
 from prefect_vertex_launch.agent.standby import find_predecessor
-from prefect_vertex_launch.agent.wandb_registration import Registration, register
+from prefect_vertex_launch.agent.supervisor import StartLaunch
+from prefect_vertex_launch.agent.tally import Tally
+from prefect_vertex_launch.agent.wandb_registration import WandbRegistration, register
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.coordination.call_share import CallShare
-from prefect_vertex_launch.coordination.heartbeat import Standing
+from prefect_vertex_launch.coordination.heartbeat import Heartbeat
 from prefect_vertex_launch.coordination.mending import Mendings
 from prefect_vertex_launch.core.background import in_background
 from prefect_vertex_launch.core.clock import Clock, SystemClock
 from prefect_vertex_launch.core.errors import Conflict, LaunchError, Problem, Transient
 from prefect_vertex_launch.core.retry import asked_pause_seconds
-from prefect_vertex_launch.flows.launch_engine import start_launch
-from prefect_vertex_launch.launch.queue_context import LaunchSession, open_session, own_flow_run_id
+from prefect_vertex_launch.launch.queue_context import QueueContext, open_queue
 
 logger = logging.getLogger("prefect.vertex-launch.agent")
 
@@ -51,47 +42,6 @@ MAX_RUNTIME = "its time is over"
 STOPPED_BY_WANDB = "W&B asked it to stop polling"
 TERMINATED = "its process was asked to end (SIGTERM)"
 CANCELLED_IN_PREFECT = "its flow run was cancelled in Prefect"
-
-
-def _run_name() -> str:
-    return f"agent {', '.join(runtime.parameters['queues'])}"
-
-
-@flow(name="agent", flow_run_name=_run_name, persist_result=False, log_prints=False)
-async def agent(
-    queues: list[str],
-    drain: bool = False,
-    max_runtime_minutes: float | None = 60,
-    stand_aside: bool = False,
-) -> State[Any]:
-    """Launch the runs of W&B queues on Vertex AI.
-
-    Args:
-        queues: Names of VertexLaunchQueue blocks, one for each queue.
-        drain: End when the queues are empty and every launch has ended.
-        max_runtime_minutes: End after this time and leave what is under way to the next agent;
-            empty for no end.
-        stand_aside: End at once if an agent that began earlier is at work on one of the queues.
-    """
-    # For each flow run that sends heartbeats Prefect keeps a thread, and here may be a thousand launches:
-    # the agent's own heartbeat speaks for them all.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        async with contextlib.AsyncExitStack() as stack:
-            client = await stack.enter_async_context(get_client())
-            work = Agent(client, own_flow_run_id(), drain=drain, max_runtime_minutes=max_runtime_minutes)
-            stack.enter_context(on_termination(lambda: work.end_for(TERMINATED)))
-            if stand_aside and (other := await work.predecessor(queues)):
-                return Completed(name=STOOD_ASIDE, message=f"{other} is at work.")
-            for queue in dict.fromkeys(queues):
-                await work.open(queue, stack)
-            reason = await work.run()
-    message = f"Ended because {reason}. {work.tally}"
-    if work.failures:
-        unserved = " ".join(f"{queue} was not served: {error}" for queue, error in work.failures.items())
-        return Failed(message=f"{message} {unserved}")
-    if reason == CANCELLED_IN_PREFECT:
-        return Cancelled(message=message)
-    return Completed(message=message)
 
 
 class Agent:
@@ -108,7 +58,7 @@ class Agent:
         drain: bool = False,
         max_runtime_minutes: float | None = None,
         clock: Clock | None = None,
-        start: StartLaunch = start_launch,
+        start: StartLaunch,
     ) -> None:
         self.failures: dict[str, Exception] = {}
         self._client = client
@@ -116,26 +66,24 @@ class Agent:
         self._clock = clock or SystemClock()
         self._flow_run_id = flow_run_id
         self._start = start
-        self._standing = Standing(client, flow_run_id, clock=self._clock)
+        self._heartbeat = Heartbeat(client, flow_run_id, clock=self._clock)
         self._deadline = (
             None if max_runtime_minutes is None else self._clock.monotonic() + max_runtime_minutes * 60
         )
-        self._sessions: list[LaunchSession] = []
-        self._call_share = CallShare(
-            client, flow_run_id, flow_name=agent.name, sessions=self._sessions, clock=self._clock
-        )
+        self._contexts: list[QueueContext] = []
+        self._call_share = CallShare(client, flow_run_id, queues=self._contexts, clock=self._clock)
         self._mendings = Mendings(client, clock=self._clock)
-        self._rotations: list[Rotation] = []
-        self._registrations: list[Registration] = []
-        self._unregistered: list[QueueServer] = []
-        self._queue_ids: dict[LaunchSession, str] = {}
+        self._rounds: list[RoundRobin] = []
+        self._registrations: list[WandbRegistration] = []
+        self._unregistered: list[QueueWorker] = []
+        self._queue_ids: dict[QueueContext, str] = {}
         self._wakes: list[asyncio.Event] = []
         self._stop_reason: str | None = None
 
     @property
     def tally(self) -> Tally:
         """What was done for all queues."""
-        return sum((server.tally for server in self._servers()), Tally())
+        return sum((worker.tally for worker in self._workers()), Tally())
 
     async def predecessor(self, queues: Sequence[str]) -> str | None:
         """Return the name of an agent that began earlier and is at work on one of these queues, if any."""
@@ -143,7 +91,6 @@ class Agent:
             self._client,
             self._flow_run_id,
             queues,
-            flow_name=agent.name,
             is_over=lambda: self._stop_reason is not None,
             clock=self._clock,
         )
@@ -152,30 +99,30 @@ class Agent:
     async def open(self, queue: str, stack: contextlib.AsyncExitStack) -> None:
         """Open a queue's clients until `stack` ends; what is wrong with it is in `failures`."""
         try:
-            session = await stack.enter_async_context(open_session(queue, clock=self._clock))
+            context = await stack.enter_async_context(open_queue(queue, clock=self._clock))
         except (LaunchError, ValueError) as error:  # ValueError is Prefect's for a block that is not there
             self._give_up(queue, error)
         else:
-            self._add_unless_served(session)
+            self._add_unless_served(context)
 
-    def _add_unless_served(self, session: LaunchSession) -> None:
-        block = session.block
-        for other in self._sessions:
+    def _add_unless_served(self, context: QueueContext) -> None:
+        block = context.block
+        for other in self._contexts:
             if _address(other.block) == _address(block):
                 problem = Problem(
-                    f"block {session.block_name}",
+                    f"block {context.block_name}",
                     f"it is of the queue {block.entity}/{block.queue}, as block {other.block_name} is",
                     why="one agent serves a queue once",
                     fix="Name one of the two blocks.",
                 )
-                self._give_up(session.block_name, Conflict(problem))
+                self._give_up(context.block_name, Conflict(problem))
                 return
-        self.add(session)
+        self.add(context)
 
-    def add(self, session: LaunchSession) -> None:
-        """Serve the queue of an open session."""
-        session.standing = self._standing
-        self._sessions.append(session)
+    def add(self, context: QueueContext) -> None:
+        """Serve the queue of an open context."""
+        context.heartbeat = self._heartbeat
+        self._contexts.append(context)
 
     async def run(self) -> str:
         """Serve the queues until there is a reason to end, and return that reason.
@@ -184,12 +131,12 @@ class Agent:
         can be served.
         """
         await self._prepare()
-        if not self._rotations:
+        if not self._rounds:
             raise next(iter(self.failures.values()), ValueError("no queue was named"))
         try:
             async with contextlib.AsyncExitStack() as stack:
-                for server in self._servers():
-                    await stack.enter_async_context(server.slots_renewed())
+                for worker in self._workers():
+                    await stack.enter_async_context(worker.slots_renewed())
                 for duty, name in (
                     (self._keep_beating, "the heartbeat"),
                     (self._call_share.keep_sharing, "the share of calls"),
@@ -199,10 +146,10 @@ class Agent:
                     await stack.enter_async_context(in_background(duty, name, self._clock))
                 try:
                     async with asyncio.TaskGroup() as group:
-                        for rotation in self._rotations:
-                            group.create_task(self._serve(rotation))
+                        for turns in self._rounds:
+                            group.create_task(self._serve(turns))
                 finally:
-                    await asyncio.gather(*(server.hand_over() for server in self._servers()))
+                    await asyncio.gather(*(worker.hand_over() for worker in self._workers()))
         finally:
             await asyncio.gather(*(registration.end() for registration in self._registrations))
         reason = self._reason_to_end() or DRAINED
@@ -210,63 +157,63 @@ class Agent:
         return reason
 
     async def _prepare(self) -> None:
-        """Make a server of each queue that can be served, in groups that share a limit, and register them."""
-        sessions = [session for session in self._sessions if await self._can_serve(session)]
-        groups: list[tuple[asyncio.Event, list[QueueServer]]] = []
-        for members in by_shared_limits([session.block.shared_limits for session in sessions]):
+        """Make a worker of each queue that can be served, in groups that share a limit, and register them."""
+        contexts = [context for context in self._contexts if await self._can_serve(context)]
+        groups: list[tuple[asyncio.Event, list[QueueWorker]]] = []
+        for members in by_shared_limits([context.block.shared_limits for context in contexts]):
             wake = asyncio.Event()
-            groups.append((wake, [self._server(sessions[index], wake) for index in members]))
-        self._unregistered = [server for _, servers in groups for server in servers]
+            groups.append((wake, [self._worker(contexts[index], wake) for index in members]))
+        self._unregistered = [worker for _, workers in groups for worker in workers]
         await self._register()
-        for wake, servers in groups:
-            served = [server for server in servers if server.session.block_name not in self.failures]
+        for wake, workers in groups:
+            served = [worker for worker in workers if worker.context.block_name not in self.failures]
             if served:
                 self._wakes.append(wake)
-                self._rotations.append(Rotation(served, wake=wake, clock=self._clock))
+                self._rounds.append(RoundRobin(served, wake=wake, clock=self._clock))
 
-    async def _can_serve(self, session: LaunchSession) -> bool:
+    async def _can_serve(self, context: QueueContext) -> bool:
         """Whether a queue is there; one that cannot be asked for now may be, and its launches go on."""
         try:
-            await self._server(session, asyncio.Event()).prepare()
-            await self._queue_id(session)
+            await self._worker(context, asyncio.Event()).prepare()
+            await self._queue_id(context)
         except Transient as error:
-            logger.warning("Queue %s takes no items for now: %s", session.block_name, error)
+            logger.warning("Queue %s takes no items for now: %s", context.block_name, error)
         except LaunchError as error:
-            self._give_up(session.block_name, error)
+            self._give_up(context.block_name, error)
             return False
         return True
 
     async def _register(self) -> None:
-        """Register those servers at W&B that are not yet, together for each entity.
+        """Register those workers at W&B that are not yet, together for each entity.
 
         Who is refused before anything is served serves nothing; later what is under way goes on.
         """
-        by_entity: dict[tuple[str, str], list[QueueServer]] = {}
-        for server in self._unregistered:
-            base_url, entity, _ = _address(server.session.block)
-            by_entity.setdefault((base_url, entity), []).append(server)
-        for servers in by_entity.values():
+        by_entity: dict[tuple[str, str], list[QueueWorker]] = {}
+        for worker in self._unregistered:
+            base_url, entity, _ = _address(worker.context.block)
+            by_entity.setdefault((base_url, entity), []).append(worker)
+        for workers in by_entity.values():
             try:
-                queue_ids = [await self._queue_id(server.session) for server in servers]
-                registration = await register(servers, queue_ids)
+                queue_ids = [await self._queue_id(worker.context) for worker in workers]
+                registration = await register(workers, queue_ids)
             except LaunchError as error:
-                if isinstance(error, Transient) or self._rotations:
+                if isinstance(error, Transient) or self._rounds:
                     logger.warning("This agent is not registered at W&B for now: %s", error)
                     continue
-                for server in servers:
-                    self._give_up(server.session.block_name, error)
+                for worker in workers:
+                    self._give_up(worker.context.block_name, error)
             else:
                 self._registrations.append(registration)
-            self._unregistered = [server for server in self._unregistered if server not in servers]
+            self._unregistered = [worker for worker in self._unregistered if worker not in workers]
 
-    async def _queue_id(self, session: LaunchSession) -> str:
-        if session not in self._queue_ids:
-            self._queue_ids[session] = (await session.wandb.find_queue()).queue_id
-        return self._queue_ids[session]
+    async def _queue_id(self, context: QueueContext) -> str:
+        if context not in self._queue_ids:
+            self._queue_ids[context] = (await context.wandb.find_queue()).queue_id
+        return self._queue_ids[context]
 
-    def _server(self, session: LaunchSession, wake: asyncio.Event) -> QueueServer:
-        return QueueServer(
-            session,
+    def _worker(self, context: QueueContext, wake: asyncio.Event) -> QueueWorker:
+        return QueueWorker(
+            context,
             self._client,
             agent_run_id=self._flow_run_id,
             wake=wake,
@@ -278,16 +225,16 @@ class Agent:
         logger.error("Queue %s cannot be served: %s", queue, error)
         self.failures[queue] = error
 
-    def _servers(self) -> Sequence[QueueServer]:
-        return [server for rotation in self._rotations for server in rotation.servers]
+    def _workers(self) -> Sequence[QueueWorker]:
+        return [worker for turns in self._rounds for worker in turns.workers]
 
-    async def _serve(self, rotation: Rotation) -> None:
+    async def _serve(self, turns: RoundRobin) -> None:
         """Serve queues, and adopt what other agents left, first of all and again and again."""
         async with contextlib.AsyncExitStack() as stack:
-            for server in rotation.servers:
-                await server.try_to_adopt()
-                await stack.enter_async_context(in_background(server.keep_adopting, "adoption", self._clock))
-            await rotation.serve(drain=self._drain, is_over=lambda: self._reason_to_end() is not None)
+            for worker in turns.workers:
+                await worker.try_to_adopt()
+                await stack.enter_async_context(in_background(worker.keep_adopting, "adoption", self._clock))
+            await turns.serve(drain=self._drain, is_over=lambda: self._reason_to_end() is not None)
 
     def _reason_to_end(self) -> str | None:
         if self._deadline is not None and self._clock.monotonic() >= self._deadline:
@@ -295,11 +242,11 @@ class Agent:
         return self._stop_reason
 
     async def _keep_beating(self) -> None:
-        await self._standing.keep_beating(self._look_at_own)
+        await self._heartbeat.keep_beating(self._look_at_own)
 
     async def _look_at_own(self) -> None:
-        for server in self._servers():
-            await server.let_go_of_others()
+        for worker in self._workers():
+            await worker.let_go_of_others()
 
     async def _keep_in_touch(self) -> None:
         while True:

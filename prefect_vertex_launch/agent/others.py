@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_vertex_launch.coordination.launch_record import lease_of
-from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.side_by_side import side_by_side
 from prefect_vertex_launch.coordination.slots import LEASE_SECONDS, Slots
 from prefect_vertex_launch.launch.item import QueueItem
@@ -20,7 +20,7 @@ COVERED_SECONDS = LEASE_SECONDS / 2
 class Others:
     """The launches of a queue's other agents; each is asked about long before its slot can end."""
 
-    def __init__(self, runs: LaunchRuns, slots: Slots) -> None:
+    def __init__(self, runs: LaunchStore, slots: Slots) -> None:
         self._runs = runs
         self._slots = slots
         # Those that had a slot or needed none: the lease they noted, and the look at which it was renewed.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prefect_vertex_launch.agent.queue_worker import Found, QueueServer
-from prefect_vertex_launch.coordination.prefect_failures import PREFECT_FAILURES
+from prefect_vertex_launch.agent.queue_worker import Found, QueueWorker
+from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES
 from prefect_vertex_launch.core.clock import Clock, sleep_until
 from prefect_vertex_launch.core.errors import LaunchError
-from prefect_vertex_launch.core.retry import asked_pause_seconds
+from prefect_vertex_launch.core.retry import Backoff
 
 logger = logging.getLogger("prefect.vertex-launch.agent")
 
@@ -21,17 +20,17 @@ MAX_BACKOFF_SECONDS = 60.0
 
 @dataclass(eq=False, slots=True)
 class _Turn:
-    """One queue's place in the rotation; while it cannot be asked it is passed over for a while."""
+    """One queue's place in the round; while it cannot be asked it is passed over for a while."""
 
-    server: QueueServer
-    failures: int = 0
+    worker: QueueWorker
+    backoff: Backoff
     not_before: float = 0.0
 
 
-def by_shared_limits(sessions_limits: Sequence[Sequence[str]]) -> list[list[int]]:
+def by_shared_limits(limits_of_queues: Sequence[Sequence[str]]) -> list[list[int]]:
     """Return the indices of queues in groups: two that have a limit in common are in one group."""
     groups: list[tuple[set[str], list[int]]] = []
-    for index, limits in enumerate(sessions_limits):
+    for index, limits in enumerate(limits_of_queues):
         names, members = set(limits), [index]
         for group in [group for group in groups if group[0] & names]:
             groups.remove(group)
@@ -41,18 +40,21 @@ def by_shared_limits(sessions_limits: Sequence[Sequence[str]]) -> list[list[int]
     return [members for _, members in groups]
 
 
-class Rotation:
+class RoundRobin:
     """Serves queues one after the other.
 
     `wake` is set when a slot may have become free, or when the agent is to end.
     """
 
-    def __init__(self, servers: Sequence[QueueServer], *, wake: asyncio.Event, clock: Clock) -> None:
-        self.servers = tuple(servers)
-        self._turns = [_Turn(server) for server in servers]
+    def __init__(self, workers: Sequence[QueueWorker], *, wake: asyncio.Event, clock: Clock) -> None:
+        self.workers = tuple(workers)
+        self._turns = [
+            _Turn(worker, Backoff(2 * worker.context.block.poll_seconds, MAX_BACKOFF_SECONDS))
+            for worker in workers
+        ]
         self._wake = wake
         self._clock = clock
-        self._poll_seconds = min(server.session.block.poll_seconds for server in servers)
+        self._poll_seconds = min(worker.context.block.poll_seconds for worker in workers)
 
     async def serve(self, *, drain: bool, is_over: Callable[[], bool]) -> None:
         """Start launches until the agent is to end, or with `drain` until nothing is left to do."""
@@ -61,10 +63,10 @@ class Rotation:
             if Found.ITEM in found:
                 continue
             is_empty = set(found) == {Found.EMPTY_QUEUE}
-            if drain and is_empty and not any(server.is_busy for server in self.servers):
+            if drain and is_empty and not any(worker.is_busy for worker in self.workers):
                 return
-            for server in self.servers:
-                server.session.calm.set()
+            for worker in self.workers:
+                worker.context.burst_is_over.set()
             await sleep_until(self._wake, self._poll_seconds, self._clock)
             self._wake.clear()
 
@@ -90,7 +92,7 @@ class Rotation:
 
     async def _has_shared_room(self, turn: _Turn) -> bool:
         try:
-            return await turn.server.has_shared_room()
+            return await turn.worker.has_shared_room()
         except PREFECT_FAILURES as error:
             logger.warning("Prefect could not be asked for shared limits: %s", error)
             return False
@@ -99,15 +101,12 @@ class Rotation:
         if self._clock.monotonic() < turn.not_before:
             return None
         try:
-            found = await turn.server.start_next()
+            found = await turn.worker.start_next()
         except (LaunchError, *PREFECT_FAILURES) as error:
-            turn.failures += 1
-            ceiling = min(MAX_BACKOFF_SECONDS, self._poll_seconds * 2**turn.failures)
-            pause_seconds = random.uniform(self._poll_seconds, max(self._poll_seconds, ceiling))  # noqa: S311 - jitter
-            pause_seconds = max(pause_seconds, asked_pause_seconds(error))
+            pause_seconds = max(self._poll_seconds, turn.backoff.next_seconds(error))
             turn.not_before = self._clock.monotonic() + pause_seconds
-            queue = turn.server.session.block_name
+            queue = turn.worker.context.block_name
             logger.warning("Nothing could be taken from %s, again in %.0f s: %s", queue, pause_seconds, error)
             return None
-        turn.failures = 0
+        turn.backoff.reset()
         return found

@@ -14,8 +14,8 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_vertex_launch.coordination.heartbeat import HEARTBEAT_LABEL, Colleagues, read_agents
-from prefect_vertex_launch.coordination.prefect_failures import PREFECT_FAILURES
+from prefect_vertex_launch.coordination.heartbeat import HEARTBEAT_LABEL, AgentObserver, read_agents
+from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES
 from prefect_vertex_launch.core.clock import Clock
 
 logger = logging.getLogger("prefect.vertex-launch.agent")
@@ -28,7 +28,6 @@ async def find_predecessor(
     flow_run_id: UUID,
     queues: Sequence[str],
     *,
-    flow_name: str,
     is_over: Callable[[], bool],
     clock: Clock,
 ) -> FlowRun | None:
@@ -37,17 +36,17 @@ async def find_predecessor(
     A beat is seen within some 15 s; an agent that died without a word is told from one that is at work
     after a minute and a half. Ends early with None when `is_over`.
     """
-    colleagues = Colleagues(client, clock=clock)
+    observer = AgentObserver(client, clock=clock)
     beats: dict[UUID, object] = {}
     while not is_over():
         try:
             own = await client.read_flow_run(flow_run_id)
-            agents = await read_agents(client, flow_name)
+            agents = await read_agents(client)
         except PREFECT_FAILURES as error:
             logger.warning("Nobody could be asked whether another agent is at work: %s", error)
         else:
             earlier = [run for run in agents if _shares(run, queues) and _began(run) < _began(own)]
-            at_work = colleagues.still_at_work(earlier)
+            at_work = observer.still_at_work(earlier)
             for run in at_work:
                 if beats.setdefault(run.id, beat := run.labels.get(HEARTBEAT_LABEL)) != beat:
                     return run

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_vertex_launch.agent.queue_worker import QueueServer
+from prefect_vertex_launch.agent.queue_worker import QueueWorker
 from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.wandb.queue import AgentRecord, AgentStatus, WandbQueue
 
@@ -18,16 +18,16 @@ logger = logging.getLogger("prefect.vertex-launch.agent")
 
 
 @dataclass(eq=False)
-class Registration:
+class WandbRegistration:
     """The agent as one W&B server knows it, for the queues of one entity."""
 
     wandb: WandbQueue
     record: AgentRecord
-    servers: list[QueueServer] = field(default_factory=list[QueueServer])
+    workers: list[QueueWorker] = field(default_factory=list[QueueWorker])
 
     async def say_what_it_does(self, *, is_ending: bool) -> None:
         """Send the heartbeat: RUNNING while a launch is under way, else POLLING, unless it takes no more."""
-        if any(server.is_busy for server in self.servers):
+        if any(worker.is_busy for worker in self.workers):
             await self._say(AgentStatus.RUNNING)
         elif not is_ending:
             await self._say(AgentStatus.POLLING)
@@ -51,27 +51,27 @@ class Registration:
             logger.warning("W&B did not take the agent's status %s: %s", status.value, error)
 
 
-async def register(servers: Sequence[QueueServer], queue_ids: Sequence[str]) -> Registration:
+async def register(workers: Sequence[QueueWorker], queue_ids: Sequence[str]) -> WandbRegistration:
     """Register for queues of one entity at one W&B server. Raises LaunchError when W&B refuses."""
-    first = servers[0].session
-    record = await first.wandb.register(_agent_config(servers), queue_ids)
+    first = workers[0].context
+    record = await first.wandb.register(_agent_config(workers), queue_ids)
     try:
         await first.wandb.open_agent_run(record.name)
     except LaunchError as error:
         logger.warning("The agent has no run at W&B, so failed items get no file: %s", error)
     else:
-        for server in servers:
-            server.session.agent_name = record.name
-    for server in servers:
-        server.agent_id = record.agent_id
-    names = ", ".join(server.session.block.queue for server in servers)
+        for worker in workers:
+            worker.context.agent_name = record.name
+    for worker in workers:
+        worker.agent_id = record.agent_id
+    names = ", ".join(worker.context.block.queue for worker in workers)
     logger.info("Agent %s serves %s of %s", record.name, names, first.block.entity)
-    return Registration(first.wandb, record, list(servers))
+    return WandbRegistration(first.wandb, record, list(workers))
 
 
-def _agent_config(servers: Sequence[QueueServer]) -> Mapping[str, Any]:
+def _agent_config(workers: Sequence[QueueWorker]) -> Mapping[str, Any]:
     """Return what W&B shows as the agent's configuration, in the words of its own agent."""
-    blocks = [server.session.block for server in servers]
+    blocks = [worker.context.block for worker in workers]
     limits = [block.max_jobs for block in blocks]
     return {
         "entity": blocks[0].entity,

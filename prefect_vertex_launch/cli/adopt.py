@@ -14,12 +14,11 @@ from typing import Any
 from uuid import uuid4
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
-from prefect_vertex_launch.cli.status.queue_reader import open_prefect, require_block
-from prefect_vertex_launch.coordination.launch_store import LaunchRuns
-from prefect_vertex_launch.coordination.tags import launch_tags
+from prefect_vertex_launch.coordination.launch_record import launch_tags
+from prefect_vertex_launch.coordination.launch_store import LaunchStore
+from prefect_vertex_launch.coordination.prefect_api import open_prefect, read_flow_runs, require_block
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.errors import NotFound
 from prefect_vertex_launch.core.labels import ITEM_LABEL, RUN_ID_LABEL
@@ -66,9 +65,8 @@ class Adoption:
 async def adopt(block_name: str, *, dry_run: bool = False) -> list[Adoption]:
     """Offer every live job that W&B's agent made for this queue to the next agent; return what was done.
 
-    Repeating it offers nothing twice; with `dry_run` nothing is written. Raises CommandError when
-    Prefect does not answer or there is no such block, and LaunchError when W&B or Vertex AI cannot
-    be asked.
+    Repeating it offers nothing twice; with `dry_run` nothing is written. Raises LaunchError when
+    Prefect does not answer, there is no such block, or W&B or Vertex AI cannot be asked.
     """
     async with open_prefect() as client:
         await require_block(client, block_name)
@@ -144,14 +142,13 @@ class _Adopter:
             return f"left alone: {why}", False
         if self.dry_run:
             return "would be adopted", False
-        if await self._runs().offer(item) is None:
+        if await self._runs().offer(item.request()) is None:
             return "adopted already", True
         return "adopted: the next agent carries it on, or the running one within a minute", True
 
     async def _has_launch(self, item: QueueItem) -> bool:
-        tags = launch_tags(self.block.entity, self.block.queue, item)
-        selection = FlowRunFilter.model_validate({"tags": {"all_": tags}})
-        return bool(await self.client.read_flow_runs(flow_run_filter=selection, limit=1))
+        tags = launch_tags(self.block.entity, self.block.queue, item.item_id, item.run)
+        return bool(await read_flow_runs(self.client, tags=tags, most=1))
 
     async def _why_not(self, item_id: str, run_id: str | None) -> str:
         """Return why W&B's state of the item speaks against it; nothing as a rule.
@@ -169,8 +166,8 @@ class _Adopter:
             return f"its item belongs to run {item.run_id}"
         return ""
 
-    def _runs(self) -> LaunchRuns:
-        return LaunchRuns(
+    def _runs(self) -> LaunchStore:
+        return LaunchStore(
             self.client,
             block_name=self.block_name,
             entity=self.block.entity,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect_vertex_launch.core.errors import LaunchError
 
 OK, FAILED, USAGE, NOT_READY, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -21,21 +23,6 @@ class CommandError(Exception):
         return f"error: {self.what}\nhint: {self.hint}"
 
 
-def no_such_block(name: str, existing: Sequence[str]) -> CommandError:
-    """Return the error for a block that is not there, with the ones that are."""
-    what = f"there is no VertexLaunchQueue block named {name!r}"
-    if not existing:
-        return CommandError(
-            what,
-            "none exists yet: register the block types with `make blocks`, "
-            "then create one in the Prefect UI or in Python (docs/deploying.md)",
-            code=NOT_READY,
-        )
-    near = difflib.get_close_matches(name, existing, 1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return CommandError(what, f"{guess}there is: {', '.join(sorted(existing))}", code=NOT_READY)
-
-
 def as_command_error(error: BaseException) -> CommandError | None:
     """Return how a command ends for an error that can be expected, None for one that cannot.
 
@@ -49,10 +36,8 @@ def as_command_error(error: BaseException) -> CommandError | None:
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
-    from prefect_vertex_launch.core.errors import LaunchError
+    from prefect_vertex_launch.core import errors
 
-    if isinstance(error, LaunchError):
-        return _of_core(error)
     if isinstance(error, PrefectHTTPStatusError):
         return CommandError(
             f"Prefect at {prefect_url()} refused: {error}".splitlines()[0],
@@ -60,13 +45,19 @@ def as_command_error(error: BaseException) -> CommandError | None:
             code=NOT_READY,
         )
     if isinstance(error, httpx.TransportError):
-        return prefect_unreachable(error)
-    return None
+        return _prefect_unreachable(error)
+    return _of_core(error) if isinstance(error, errors.LaunchError) else None
 
 
-def _of_core(error: Exception) -> CommandError:
+def _of_core(error: LaunchError) -> CommandError:
+    from prefect_vertex_launch.coordination.prefect_api import NoSuchBlock, PrefectUnreachable
     from prefect_vertex_launch.core.errors import AuthenticationFailed, NotFound, PermissionDenied, Transient
 
+    if isinstance(error, PrefectUnreachable):
+        return _prefect_unreachable(error)
+    if isinstance(error, NoSuchBlock):
+        [problem] = error.problems
+        return CommandError(problem.what, problem.fix[:1].lower() + problem.fix[1:], code=NOT_READY)
     if isinstance(error, AuthenticationFailed | PermissionDenied | NotFound):
         return CommandError(str(error), "correct the block and run the command again", code=NOT_READY)
     if isinstance(error, Transient):
@@ -74,7 +65,7 @@ def _of_core(error: Exception) -> CommandError:
     return CommandError(str(error), "correct it and run the command again")
 
 
-def prefect_unreachable(error: BaseException) -> CommandError:
+def _prefect_unreachable(error: BaseException) -> CommandError:
     """Return the error for a Prefect API that does not answer."""
     return CommandError(
         f"Prefect cannot be reached at {prefect_url()} ({error or type(error).__name__})",

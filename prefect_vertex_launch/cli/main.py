@@ -200,8 +200,8 @@ def main() -> None:
 
 
 async def _serve_queues(queues: list[str], *, drain: bool, max_runtime_minutes: float | None) -> Any:
-    from prefect_vertex_launch.agent.agent import agent as agent_flow
-    from prefect_vertex_launch.cli.status.queue_reader import open_prefect, require_block
+    from prefect_vertex_launch.coordination.prefect_api import open_prefect, require_block
+    from prefect_vertex_launch.flows.agent import agent as agent_flow
 
     async with open_prefect() as client:
         for queue in queues:

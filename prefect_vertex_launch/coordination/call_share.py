@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
 
-from prefect_vertex_launch.coordination.heartbeat import Colleagues, read_agents
+from prefect_vertex_launch.coordination.heartbeat import AgentObserver, read_agents
+from prefect_vertex_launch.coordination.submission_rate import SubmissionRate
 from prefect_vertex_launch.core.clock import Clock
-from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 logger = logging.getLogger("prefect.vertex-launch.agent")
 
@@ -25,24 +27,36 @@ PROJECTS_LABEL = "vertex-launch.projects"
 LOOK_SECONDS = 30.0
 
 
+class Caller(Protocol):
+    """A queue whose launches call Vertex AI: its open job services, and the rate of its submissions."""
+
+    @property
+    def services(self) -> Sequence[VertexJobs]:
+        """The job services that are open."""
+        ...
+
+    @property
+    def rate(self) -> SubmissionRate | None:
+        """The rate of submissions to its project, if Prefect keeps one."""
+        ...
+
+
 class CallShare:
-    """One agent's share, for the queues of all of its sessions, of any projects and regions."""
+    """One agent's share, for all of its queues, of any projects and regions."""
 
     def __init__(
         self,
         client: PrefectClient,
         flow_run_id: UUID,
         *,
-        flow_name: str,
-        sessions: Sequence[LaunchSession],
+        queues: Sequence[Caller],
         clock: Clock,
     ) -> None:
         self._client = client
         self._flow_run_id = flow_run_id
-        self._flow_name = flow_name
-        self._sessions = sessions
+        self._queues = queues
         self._clock = clock
-        self._colleagues = Colleagues(client, clock=clock)
+        self._colleagues = AgentObserver(client, clock=clock)
         self._said: str | None = None
 
     async def keep_sharing(self) -> None:
@@ -55,11 +69,9 @@ class CallShare:
             await self._clock.sleep(LOOK_SECONDS)
 
     async def _share(self) -> None:
-        services = [jobs for session in self._sessions for jobs in session.regions.services]
+        services = [jobs for queue in self._queues for jobs in queue.services]
         await self._say(" ".join(sorted({jobs.project for jobs in services})))
-        others = [
-            run for run in await read_agents(self._client, self._flow_name) if run.id != self._flow_run_id
-        ]
+        others = [run for run in await read_agents(self._client) if run.id != self._flow_run_id]
         agents = Counter(
             project
             for run in self._colleagues.still_at_work(others)
@@ -67,9 +79,9 @@ class CallShare:
         )
         for jobs in services:
             jobs.share_calls(agents=1 + agents[jobs.project])
-        for session in self._sessions:
-            if session.pace is not None:
-                session.pace.agents = 1 + agents[session.block.project]
+        for queue in self._queues:
+            if queue.rate is not None:
+                queue.rate.agents = 1 + agents[queue.rate.project]
 
     async def _say(self, projects: str) -> None:
         if projects != self._said:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import httpx
@@ -10,8 +9,9 @@ from prefect.client.orchestration import PrefectClient
 
 from prefect_vertex_launch.coordination.asking_once import asking_once
 from prefect_vertex_launch.core.clock import Clock
+from prefect_vertex_launch.core.retry import Backoff, retrying
 
-PAUSES_SECONDS = (1.0, 3.0)
+ATTEMPTS, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 3, 1.0, 3.0
 
 
 async def take_off(
@@ -27,13 +27,15 @@ async def take_off(
     Prefect's client would ask again if no answer came, and the server take them off again: a counter that
     is too low lets too many jobs run, one that is too high is put right in time. Raises httpx.HTTPError.
     """
-    for pause_seconds in (*PAUSES_SECONDS, None):
-        try:
-            with asking_once():
-                await client.release_concurrency_slots([*limit_names], slots, occupancy_seconds)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
-            if pause_seconds is None:
-                raise
-            await clock.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        else:
-            return
+
+    async def once() -> None:
+        with asking_once():
+            await client.release_concurrency_slots([*limit_names], slots, occupancy_seconds)
+
+    await retrying(
+        once,
+        clock=clock,
+        backoff=Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
+        attempts=ATTEMPTS,
+        retry_if=lambda error: isinstance(error, httpx.ConnectError | httpx.ConnectTimeout),
+    )

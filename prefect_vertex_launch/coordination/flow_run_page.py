@@ -8,13 +8,11 @@ from uuid import UUID
 from prefect import State
 from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
 
-from prefect_vertex_launch.coordination import marks
-
-_PAGE = 200
+from prefect_vertex_launch.coordination import launch_record
+from prefect_vertex_launch.coordination.prefect_api import read_flow_runs
 
 
 class FlowRunPage:
@@ -35,7 +33,7 @@ class FlowRunPage:
 
     async def mark(self, flow_run_id: UUID, name: str) -> None:
         """Mark a flow run, for whoever goes on with it."""
-        await self._client.update_flow_run_labels(flow_run_id, {**marks.mark(name)})
+        await self._client.update_flow_run_labels(flow_run_id, {**launch_record.flag(name)})
 
     async def leave_link(self, link: str, text: str, description: str) -> None:
         """Leave a link on the page."""
@@ -51,14 +49,5 @@ class FlowRunPage:
 
     async def cancelling(self, tag: str) -> set[UUID]:
         """Return the flow runs with this tag that somebody is cancelling."""
-        selection = FlowRunFilter.model_validate(
-            {"tags": {"all_": [tag]}, "state": {"type": {"any_": [StateType.CANCELLING]}}}
-        )
-        found: set[UUID] = set()
-        offset = 0
-        while True:
-            page = await self._client.read_flow_runs(flow_run_filter=selection, limit=_PAGE, offset=offset)
-            found |= {flow_run.id for flow_run in page}
-            offset += _PAGE
-            if len(page) < _PAGE:
-                return found
+        found = await read_flow_runs(self._client, tags=[tag], states=[StateType.CANCELLING])
+        return {flow_run.id for flow_run in found}

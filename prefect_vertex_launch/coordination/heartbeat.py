@@ -11,20 +11,19 @@ and nothing is reported. Once its number is there again it looks which of its la
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
+from prefect_vertex_launch.coordination.prefect_api import AGENT_FLOW, read_flow_runs, read_flow_runs_by_id
 from prefect_vertex_launch.core.clock import Clock, sleep_until
-from prefect_vertex_launch.launch.launch import LiveLaunch
 
 logger = logging.getLogger("prefect.vertex-launch.agent")
 
@@ -35,15 +34,12 @@ GONE_SECONDS = 90.0
 # Whoever has not looked for so long has not seen what happened in between.
 LOOK_AWAY_SECONDS = 70.0
 _DOUBT_POLL_SECONDS = 1.0
-_IDS_PER_REQUEST = 200
 # Flow runs that nobody ended stand at Running for good: those that began last are the ones at work.
 _MOST_AGENTS = 200
-_UNENDED = FlowRunFilter.model_validate(
-    {"state": {"type": {"any_": [StateType.RUNNING, StateType.CANCELLING]}}}
-)
+_UNENDED = (StateType.RUNNING, StateType.CANCELLING)
 
 
-class Standing:
+class Heartbeat:
     """One agent's own standing at Prefect."""
 
     def __init__(self, client: PrefectClient, flow_run_id: UUID, *, clock: Clock) -> None:
@@ -76,11 +72,11 @@ class Standing:
         """Whether nobody can have taken this agent for gone."""
         return self._clock.monotonic() - self._last <= DOUBT_SECONDS
 
-    async def until_sure(self, live: LiveLaunch) -> bool:
-        """Wait until this agent is sure of itself; False if the launch is another's or to be left before."""
-        while not self.is_sure and not live.leave.is_set():
-            await sleep_until(live.leave, _DOUBT_POLL_SECONDS, self._clock)
-        return self.is_sure and not live.is_anothers
+    async def until_sure(self, leave: asyncio.Event) -> bool:
+        """Wait until this agent is sure of itself, or `leave` is set; return whether it is sure."""
+        while not self.is_sure and not leave.is_set():
+            await sleep_until(leave, _DOUBT_POLL_SECONDS, self._clock)
+        return self.is_sure
 
 
 @dataclass(slots=True)
@@ -92,7 +88,7 @@ class _Sighting:
     looked: float
 
 
-class Colleagues:
+class AgentObserver:
     """The other agents, as one agent sees them."""
 
     def __init__(self, client: PrefectClient, *, clock: Clock) -> None:
@@ -106,7 +102,7 @@ class Colleagues:
         One whose flow run has ended is not, and one whose heartbeat has stood still for long enough.
         Raises httpx.HTTPError when Prefect cannot be asked.
         """
-        return {run.id for run in self.still_at_work(await read_flow_runs(self._client, agents))}
+        return {run.id for run in self.still_at_work(await read_flow_runs_by_id(self._client, agents))}
 
     def still_at_work(self, runs: Iterable[FlowRun]) -> list[FlowRun]:
         """Return those of the agents' flow runs, as they have just been read, that may be at work."""
@@ -122,31 +118,11 @@ class Colleagues:
         return now - seen.since < GONE_SECONDS
 
 
-async def read_agents(client: PrefectClient, flow_name: str) -> list[FlowRun]:
+async def read_agents(client: PrefectClient) -> list[FlowRun]:
     """Return the flow runs of agents that have not ended, those that began last first."""
-    return await client.read_flow_runs(
-        flow_filter=runs_of_flow(flow_name),
-        flow_run_filter=_UNENDED,
-        sort=FlowRunSort.START_TIME_DESC,
-        limit=_MOST_AGENTS,
+    return await read_flow_runs(
+        client, flow=AGENT_FLOW, states=_UNENDED, sort=FlowRunSort.START_TIME_DESC, most=_MOST_AGENTS
     )
-
-
-@cache
-def runs_of_flow(flow_name: str) -> FlowFilter:
-    """Return the filter of the runs of one flow."""
-    return FlowFilter.model_validate({"name": {"any_": [flow_name]}})
-
-
-async def read_flow_runs(client: PrefectClient, ids: set[UUID]) -> list[FlowRun]:
-    """Return the flow runs with these ids, as far as they exist."""
-    ordered = sorted(ids, key=str)
-    found: list[FlowRun] = []
-    for start in range(0, len(ordered), _IDS_PER_REQUEST):
-        some = ordered[start : start + _IDS_PER_REQUEST]
-        selection = FlowRunFilter.model_validate({"id": {"any_": some}})
-        found += await client.read_flow_runs(flow_run_filter=selection, limit=_IDS_PER_REQUEST)
-    return found
 
 
 def _has_ended(run: FlowRun) -> bool:

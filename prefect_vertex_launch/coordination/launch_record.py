@@ -1,11 +1,30 @@
-"""The labels of a launch's flow run by which its slot is found again."""
+"""What a launch's flow run says of it: tags for people and for finding it again, labels for the next agent.
+
+What must outlive a process is a label and no tag. Tags are written all at once, so a write of another agent
+that is on its way would take one off; Prefect merges labels.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
+
+from prefect_vertex_launch.wandb.queue import RunPath
+
+PRODUCT_TAG = "vertex-launch"
+# On a launch that another agent has taken over, for people to see.
+ADOPTED_TAG = "adopted"
+
+# Somebody cancelled it in Prefect, and another agent goes on with it since.
+CANCELLED = "vertex-launch.cancelled"
+# A job of it was created although another one might have been there that no list showed yet.
+MAY_HAVE_DUPLICATE = "vertex-launch.may-have-duplicate"
+
+# Where jobs of it may be. The queue's block says where jobs go, and a person may change that. Whoever goes on
+# with a launch looks for its jobs wherever they were sent before.
+PARENTS_LABEL = "vertex-launch.jobs-in"
 
 # The lease of a launch's slot: as a job, or as a sweep scheduler.
 LEASE_LABEL = "vertex-launch.lease"
@@ -13,6 +32,50 @@ SCHEDULER_LEASE_LABEL = "vertex-launch.scheduler-lease"
 # What the label says of a launch whose job has ended, and of one that has no slot.
 GIVEN_BACK = "given back"
 NO_SLOT = ""
+
+
+def queue_tag(entity: str, queue: str) -> str:
+    """Return the tag of every launch of one run queue."""
+    return f"queue:{entity}/{queue}"
+
+
+def owner_tag(agent_flow_run_id: UUID) -> str:
+    """Return the tag of every launch that belongs to one agent's flow run."""
+    return f"agent:{agent_flow_run_id}"
+
+
+def owner_of(tags: Iterable[str]) -> UUID | None:
+    """Return the flow run of the agent that a launch with these tags belongs to, if any."""
+    owners = [tag.removeprefix("agent:") for tag in tags if tag.startswith("agent:")]
+    return UUID(owners[0]) if owners else None
+
+
+def item_of(tags: Iterable[str]) -> str | None:
+    """Return the run queue item of a launch with these tags, if it has taken one."""
+    return next((tag.removeprefix("item:") for tag in tags if tag.startswith("item:")), None)
+
+
+def launch_tags(entity: str, queue: str, item_id: str, run: RunPath | None) -> list[str]:
+    """Return the tags of the launch of one item: product, queue, item, and the run if there can be one."""
+    tags = [PRODUCT_TAG, queue_tag(entity, queue), f"item:{item_id}"]
+    if run is not None:
+        tags += [f"project:{run.entity}/{run.project}", f"run:{run.run_id}"]
+    return tags
+
+
+def flag(name: str) -> dict[str, str]:
+    """Return the label that says that something holds for a launch."""
+    return {name: "yes"}
+
+
+def parents_of(labels: Mapping[str, object]) -> frozenset[str]:
+    """Return where a launch's jobs may be, as its flow run says: `projects/…/locations/…` each."""
+    return frozenset(str(parent) for parent in json.loads(str(labels.get(PARENTS_LABEL, "[]"))))
+
+
+def parents_labels(parents: Iterable[str]) -> dict[str, str]:
+    """Return the label of a flow run that says where its launch's jobs may be."""
+    return {PARENTS_LABEL: json.dumps(sorted(set(parents)))}
 
 
 def slot_labels(label: str, text: str, limit_names: Sequence[str], taken: datetime | None) -> dict[str, str]:
@@ -23,12 +86,12 @@ def slot_labels(label: str, text: str, limit_names: Sequence[str], taken: dateti
 
 def taken_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> datetime | None:
     """Return when a launch's slot was taken, as its flow run's labels have it."""
-    noted = labels.get(_since_label(label))
-    return None if noted is None else datetime.fromisoformat(str(noted))
+    since = labels.get(_since_label(label))
+    return None if since is None else datetime.fromisoformat(str(since))
 
 
-def notes_slot(labels: Mapping[str, object], label: str, limit_name: str) -> bool:
-    """Return whether a launch notes a slot under a limit, as its flow run's labels have it.
+def has_slot_under(labels: Mapping[str, object], label: str, limit_name: str) -> bool:
+    """Return whether a launch has a slot under a limit, as its flow run's labels have it.
 
     One that does not say under which limits is taken to count under any.
     """
@@ -38,10 +101,10 @@ def notes_slot(labels: Mapping[str, object], label: str, limit_name: str) -> boo
 
 def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | None:
     """Return the lease of a launch's slot, as its flow run's labels have it."""
-    if not (noted := labels.get(label)):
+    if not (text := labels.get(label)):
         return None
     try:
-        return UUID(str(noted))
+        return UUID(str(text))
     except ValueError:
         return None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -12,32 +12,33 @@ import httpx
 from prefect import State
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import FlowRunCreate
-from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Pending, Running, to_state_create
 
-from prefect_vertex_launch.coordination import marks
+from prefect_vertex_launch.coordination import launch_record
 from prefect_vertex_launch.coordination.asking_once import asking_once
-from prefect_vertex_launch.coordination.heartbeat import Colleagues, read_flow_runs, runs_of_flow
-from prefect_vertex_launch.coordination.launch_record import notes_slot
-from prefect_vertex_launch.coordination.slots import LEASE_SECONDS
-from prefect_vertex_launch.coordination.tags import (
+from prefect_vertex_launch.coordination.heartbeat import AgentObserver
+from prefect_vertex_launch.coordination.launch_record import (
     ADOPTED_TAG,
     PRODUCT_TAG,
+    has_slot_under,
     item_of,
     launch_tags,
     owner_of,
     owner_tag,
+    parents_labels,
+    parents_of,
     queue_tag,
 )
-from prefect_vertex_launch.coordination.whereabouts import whereabouts_labels, whereabouts_of
+from prefect_vertex_launch.coordination.prefect_api import LAUNCH_FLOW, read_flow_runs, read_flow_runs_by_id
+from prefect_vertex_launch.coordination.slots import LEASE_SECONDS
 from prefect_vertex_launch.core.clock import Clock
-from prefect_vertex_launch.core.errors import Problem
+from prefect_vertex_launch.core.errors import Permanent, Problem
 from prefect_vertex_launch.core.shared_limit import SHARED_LIMIT_PREFIX
-from prefect_vertex_launch.flows.launch import launch
-from prefect_vertex_launch.launch.item import QueueItem
-from prefect_vertex_launch.launch.report import ELSEWHERE
+from prefect_vertex_launch.wandb.queue import RunPath
 
+# The state of a launch whose item somebody else has; it is no outcome of the launch.
+ELSEWHERE = "Elsewhere"
 # A launch that crashed again and again is started again a minute later, then two, for as long as it takes:
 # its job may run on, and its slot must not end before.
 CRASH_PAUSE_SECONDS = 60.0
@@ -58,7 +59,25 @@ _MAY_BE_ORPHANED = (
 )
 
 
-class LaunchRuns:
+class NotKept(Permanent):
+    """Prefect does not keep what the flow run of an item is to hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """What the flow run of one item is made of.
+
+    `title` is its name, `run` the W&B run that the item becomes, if it can become one, and `parameter` the
+    item as the flow takes it.
+    """
+
+    item_id: str
+    title: str
+    run: RunPath | None
+    parameter: Mapping[str, Any]
+
+
+class LaunchStore:
     """The launch flow runs of one queue, as one agent sees them.
 
     `owner_id` is the agent's own flow run. Every method raises httpx.HTTPError when Prefect cannot
@@ -77,27 +96,26 @@ class LaunchRuns:
         self._clock = clock
         self._flow_id: UUID | None = None
         self._looked = clock.monotonic()
-        self._colleagues = Colleagues(client, clock=clock)
+        self._agents = AgentObserver(client, clock=clock)
         # What other agents carried at the last look for orphans, and what was not to be started again yet.
         self.others: list[FlowRun] = []
 
     async def create(
-        self, item: QueueItem, whereabouts: frozenset[str], slot_labels: Mapping[str, str]
+        self, request: LaunchRequest, parents: frozenset[str], slot_labels: Mapping[str, str]
     ) -> FlowRun | None:
-        """Return the flow run of an item, owned by this agent; None when another agent carries it.
+        """Return the flow run of an item, owned by this agent; None when another agent has it.
 
-        `whereabouts` are where its jobs may be, `slot_labels` those of its slot: by them the next agent finds
-        both.
+        `parents` are where its jobs may be, `slot_labels` the labels of its slot. The next agent needs both
+        to find them.
 
         Queue and item are its key: an item that comes a second time, after its lease had ended, goes on
-        in the flow run it has. A run spec that Prefect will not keep is replaced by the reason.
+        in the flow run it has. Raises NotKept for a request that Prefect refuses.
         """
-        labels = {**slot_labels, **whereabouts_labels(whereabouts)}
+        labels = {**slot_labels, **parents_labels(parents)}
         looked = self._clock.monotonic()
-        response = await self._post(item, labels=labels)
+        response = await self._post(request, labels=labels)
         if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
-            unusable = QueueItem.unusable(item.item_id, _not_kept(item, response))
-            response = await self._post(unusable, labels=labels)
+            raise NotKept(_not_kept(request, response))
         response.raise_for_status()
         flow_run = FlowRun.model_validate(response.json())
         if response.status_code == httpx.codes.CREATED:
@@ -107,41 +125,44 @@ class LaunchRuns:
         # An ended one is nobody's, whoever carried it: W&B had the item back before it was claimed.
         has_ended = flow_run.state is not None and flow_run.state.is_final()
         owner = None if has_ended else owner_of(flow_run.tags)
-        if owner is not None and owner != self._owner_id and await self._colleagues.at_work({owner}):
+        if owner is not None and owner != self._owner_id and await self._agents.at_work({owner}):
             return None
         if not await self._is_unchanged(flow_run, looked) or not await self._take_over(flow_run):
             return None
         # Only now: they are another agent's if that one was quicker.
-        both = whereabouts_labels(whereabouts | whereabouts_of(flow_run.labels))
+        both = parents_labels(parents | parents_of(flow_run.labels))
         await self._client.update_flow_run_labels(flow_run.id, {**slot_labels, **both})
         return await self._ready(await self._client.read_flow_run(flow_run.id))
 
-    async def offer(self, item: QueueItem) -> FlowRun | None:
+    async def offer(self, request: LaunchRequest) -> FlowRun | None:
         """Make the flow run of a job that runs already, for the next agent to adopt; None if it has one.
 
         `owner_id` is then no agent's: nobody carries the launch.
         """
         offered = Pending(name="AwaitingAdoption", message="W&B's agent left the job; the next one goes on.")
-        response = await self._post(item, state=offered)
+        response = await self._post(request, state=offered)
         response.raise_for_status()
         is_new = response.status_code == httpx.codes.CREATED
         return FlowRun.model_validate(response.json()) if is_new else None
 
     async def _post(
-        self, item: QueueItem, *, state: State[Any] | None = None, labels: Mapping[str, str] | None = None
+        self,
+        request: LaunchRequest,
+        *,
+        state: State[Any] | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        flow_id = self._flow_id = self._flow_id or await self._client.create_flow_from_name(launch.name)
-        tags = launch_tags(self._entity, self._queue, item)
+        self._flow_id = self._flow_id or await self._client.create_flow_from_name(LAUNCH_FLOW)
+        tags = launch_tags(self._entity, self._queue, request.item_id, request.run)
         wanted = FlowRunCreate(
-            flow_id=flow_id,
-            flow_version=launch.version,
-            name=item.title,
-            parameters={"queue": self._block_name, "item": item.model_dump(mode="json")},
+            flow_id=self._flow_id,
+            name=request.title,
+            parameters={"queue": self._block_name, "item": dict(request.parameter)},
             tags=[*tags, owner_tag(self._owner_id)],
             state=to_state_create(state or Pending()),
             labels=dict(labels or {}),
             # Item ids are numbers of one W&B server; the queue keeps two servers apart.
-            idempotency_key=f"{queue_tag(self._entity, self._queue)}/{item.item_id}",
+            idempotency_key=f"{queue_tag(self._entity, self._queue)}/{request.item_id}",
         )
         body = wanted.model_dump(mode="json", exclude_unset=True)
         try:
@@ -157,17 +178,17 @@ class LaunchRuns:
         """
         self._looked = self._clock.monotonic()
         flow_runs = await self._read(self._tags, _MAY_BE_ORPHANED)
-        candidates = [run for run in flow_runs if run.id not in live and self._may_be_nobodys(run)]
+        candidates = [run for run in flow_runs if run.id not in live and self._may_be_orphan(run)]
         owners = {owner for run in candidates if (owner := owner_of(run.tags)) is not None}
-        alive = await self._colleagues.at_work(owners - {self._owner_id})
+        alive = await self._agents.at_work(owners - {self._owner_id})
         self.others = [run for run in candidates if owner_of(run.tags) in alive or not self._may_start(run)]
         others = {run.id for run in self.others}
         return [run for run in candidates if run.id not in others]
 
-    async def note_whereabouts(self, flow_run: FlowRun, whereabouts: frozenset[str]) -> None:
-        """Note where else a launch's jobs may be from now on."""
-        if not whereabouts <= (noted := whereabouts_of(flow_run.labels)):
-            labels = whereabouts_labels(noted | whereabouts)
+    async def record_parents(self, flow_run: FlowRun, parents: frozenset[str]) -> None:
+        """Record where else a launch's jobs may be from now on."""
+        if not parents <= (recorded := parents_of(flow_run.labels)):
+            labels = parents_labels(recorded | parents)
             await self._client.update_flow_run_labels(flow_run.id, {**labels})
 
     async def _take_over(self, flow_run: FlowRun) -> bool:
@@ -192,7 +213,7 @@ class LaunchRuns:
                 wanted.append(orphan)
         if wanted:
             await self._clock.sleep(CONFIRM_SECONDS)
-        runs = await read_flow_runs(self._client, {orphan.id for orphan in wanted})
+        runs = await read_flow_runs_by_id(self._client, {orphan.id for orphan in wanted})
         own = {run.id: run for run in runs if owner_of(run.tags) == self._owner_id and not _is_settled(run)}
         return [await self._ready(own[orphan.id]) for orphan in wanted if orphan.id in own]
 
@@ -210,7 +231,7 @@ class LaunchRuns:
 
     async def read(self, flow_run_ids: set[UUID]) -> list[FlowRun]:
         """Return the flow runs of launches, as far as they exist."""
-        return await read_flow_runs(self._client, flow_run_ids)
+        return await read_flow_runs_by_id(self._client, flow_run_ids)
 
     def is_own(self, run: FlowRun) -> bool:
         """Whether a launch is this agent's."""
@@ -229,7 +250,7 @@ class LaunchRuns:
         """Return those of this agent's launches that another agent has taken over."""
         return {run.id for run in await self.read(flow_run_ids) if not self.is_own(run)}
 
-    async def slots_noted(self, limit_name: str, label: str) -> set[UUID]:
+    async def with_slot(self, limit_name: str, label: str) -> set[UUID]:
         """Return which launches under way have noted, by a label, a slot under a limit.
 
         Whoever carries them; under a shared limit they are those of all queues.
@@ -241,7 +262,7 @@ class LaunchRuns:
         return {
             run.id
             for run in runs
-            if notes_slot(run.labels, label, limit_name) and not self._is_long_dead(run)
+            if has_slot_under(run.labels, label, limit_name) and not self._is_long_dead(run)
         }
 
     def _is_long_dead(self, run: FlowRun) -> bool:
@@ -262,7 +283,9 @@ class LaunchRuns:
             return await self._client.read_flow_run(flow_run.id)
         if await self._is_to_end(flow_run):
             # The state goes with the next line, and what somebody wants must outlive this process.
-            await self._client.update_flow_run_labels(flow_run.id, {**marks.mark(marks.CANCELLED)})
+            await self._client.update_flow_run_labels(
+                flow_run.id, {**launch_record.flag(launch_record.CANCELLED)}
+            )
         with asking_once():  # it may have ended by then
             # Not Scheduled: a worker would start a launch that has a deployment a second time.
             await self._client.set_flow_run_state(
@@ -297,19 +320,10 @@ class LaunchRuns:
 
     async def _read(self, tags: Sequence[str], states: Sequence[StateType]) -> list[FlowRun]:
         """Return the launches with all of these tags in one of these states, oldest first."""
-        found: list[FlowRun] = []
-        while True:
-            page = await self._client.read_flow_runs(
-                flow_filter=runs_of_flow(launch.name),
-                flow_run_filter=_selection(tuple(tags), tuple(states)),
-                limit=200,
-                offset=len(found),
-            )
-            found += page
-            if len(page) < 200:
-                return sorted(found, key=lambda run: str(run.created))
+        found = await read_flow_runs(self._client, flow=LAUNCH_FLOW, tags=tags, states=states)
+        return sorted(found, key=lambda run: str(run.created))
 
-    def _may_be_nobodys(self, flow_run: FlowRun) -> bool:
+    def _may_be_orphan(self, flow_run: FlowRun) -> bool:
         is_crashed = flow_run.state is not None and flow_run.state.is_crashed()
         return owner_of(flow_run.tags) is not None or (is_crashed and item_of(flow_run.tags) is not None)
 
@@ -322,22 +336,16 @@ class LaunchRuns:
         return flow_run.state.timestamp + timedelta(seconds=pause_seconds) <= self._clock.now()
 
 
-@cache
-def _selection(tags: tuple[str, ...], states: tuple[StateType, ...]) -> FlowRunFilter:
-    """Return the filter of the flow runs with all of these tags in one of these states."""
-    return FlowRunFilter.model_validate({"tags": {"all_": tags}, "state": {"type": {"any_": states}}})
-
-
 def _is_settled(flow_run: FlowRun) -> bool:
     """Whether a launch has an outcome; that of an item which somebody else has is none of its own."""
     state = flow_run.state
     return state is not None and state.is_final() and not state.is_crashed() and state.name != ELSEWHERE
 
 
-def _not_kept(item: QueueItem, response: httpx.Response) -> Problem:
+def _not_kept(request: LaunchRequest, response: httpx.Response) -> Problem:
     return Problem(
-        where=f"item {item.item_id}",
+        where=f"item {request.item_id}",
         what=f"Prefect does not keep its run spec: {response.text[:MAX_QUOTED_CHARACTERS]}",
-        why="the run spec is a parameter of the launch's flow run, so that it can be carried on later",
+        why="the run spec is a parameter of the launch's flow run, so that the launch can go on later",
         fix="Put large inputs into a W&B artifact or a bucket and pass their names.",
     )

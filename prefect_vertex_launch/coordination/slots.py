@@ -59,48 +59,55 @@ LEASE_SECONDS = 300.0
 RENEWAL_SECONDS = 100.0
 
 
-def slots_of(
-    block: VertexLaunchQueue,
-    client: PrefectClient,
-    *,
-    holder_id: UUID,
-    clock: Clock,
-    mending_of: MendingOf | None = None,
-    taken: Taken | None = None,
-) -> Slots:
-    """Return the slots of a queue's jobs."""
-    return Slots(
-        client,
-        block.limit_name,
-        block.max_jobs,
-        shared_limits=block.shared_limits,
-        clock=clock,
-        holder_id=holder_id,
-        mending_of=mending_of,
-        taken=taken,
-    )
+class QueueSlots:
+    """The slots of one queue: those of its jobs, and those of its sweep schedulers, which are no jobs."""
 
+    def __init__(
+        self,
+        block: VertexLaunchQueue,
+        client: PrefectClient,
+        *,
+        holder_id: UUID,
+        clock: Clock,
+        mending_of: MendingOf | None = None,
+        taken: Taken | None = None,
+    ) -> None:
+        self.jobs, self.schedulers = (
+            Slots(
+                client,
+                limit_name,
+                most,
+                shared_limits=shared_limits,
+                clock=clock,
+                holder_id=holder_id,
+                label=label,
+                mending_of=mending_of,
+                taken=taken,
+            )
+            for limit_name, most, shared_limits, label in (
+                (block.limit_name, block.max_jobs, block.shared_limits, LEASE_LABEL),
+                (block.scheduler_limit_name, block.max_schedulers, (), SCHEDULER_LEASE_LABEL),
+            )
+        )
 
-def scheduler_slots_of(
-    block: VertexLaunchQueue,
-    client: PrefectClient,
-    *,
-    holder_id: UUID,
-    clock: Clock,
-    mending_of: MendingOf | None = None,
-    taken: Taken | None = None,
-) -> Slots:
-    """Return the slots of a queue's sweep schedulers, which do not count as jobs."""
-    return Slots(
-        client,
-        block.scheduler_limit_name,
-        block.max_schedulers,
-        clock=clock,
-        holder_id=holder_id,
-        label=SCHEDULER_LEASE_LABEL,
-        mending_of=mending_of,
-        taken=taken,
-    )
+    def of(self, *, is_scheduler: bool) -> Slots:
+        """Return the slots of sweep schedulers, or those of jobs."""
+        return self.schedulers if is_scheduler else self.jobs
+
+    async def ensure_limits(self) -> None:
+        """Create the limits; raises what `Slots.ensure_limit` raises."""
+        await self.jobs.ensure_limit()
+        await self.schedulers.ensure_limit()
+
+    async def mend(self) -> None:
+        """Take off the counters of the limits what has long been counted for no launch."""
+        await self.jobs.mend()
+        await self.schedulers.mend()
+
+    def forget_launch(self, flow_run_id: UUID) -> None:
+        """Leave the slot of a launch to whoever goes on with it."""
+        self.jobs.forget_launch(flow_run_id)
+        self.schedulers.forget_launch(flow_run_id)
 
 
 class Slots:

@@ -36,7 +36,7 @@ _LOCKED = 423
 ASK_AGAIN_SECONDS = 60.0
 
 
-class SubmissionPace:
+class SubmissionRate:
     """Lets at most `submissions_per_minute` pass in any 60 seconds, in a region of a project.
 
     A fifth of them may pass at once. The limit is named `vertex-launch-submissions:<project>:<location>`;
@@ -53,7 +53,7 @@ class SubmissionPace:
         random: Random | None = None,
     ) -> None:
         self._client = client
-        self._project = project
+        self.project = project
         self._submissions_per_minute = submissions_per_minute
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - jitter
@@ -68,7 +68,7 @@ class SubmissionPace:
 
     def limit_name(self, location: str) -> str:
         """Return the name of a region's limit in Prefect."""
-        return f"vertex-launch-submissions:{self._project}:{location}"
+        return f"vertex-launch-submissions:{self.project}:{location}"
 
     async def take(self, location: str, unless: Iterable[asyncio.Event] = ()) -> bool:
         """Wait for the turn of one submission, no longer than until one of `unless` is set.
@@ -100,7 +100,7 @@ class SubmissionPace:
         """Return the window that holds while Prefect is away; it has seen what passed before."""
         return shared_budget(
             "submission pace",
-            self._project,
+            self.project,
             location,
             clock=self._clock,
             calls_per_minute=self._submissions_per_minute,

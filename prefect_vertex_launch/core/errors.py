@@ -18,7 +18,8 @@ No message ever holds a secret: errors are shown in the Prefect UI and at W&B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 
@@ -116,3 +117,15 @@ class Conflict(Permanent):
 
 class Refused(Permanent):
     """The other side refused the request; its own words are in the problem."""
+
+
+@contextlib.contextmanager
+def waiting_if_denied(*also: type[Permanent]) -> Generator[None]:
+    """Raise Transient for PermissionDenied and `also`: somebody will grant us what every launch needs.
+
+    Such a refusal is no fault of the item, so its launch waits.
+    """
+    try:
+        yield
+    except (PermissionDenied, *also) as error:
+        raise Transient(str(error)) from error

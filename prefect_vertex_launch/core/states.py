@@ -1,11 +1,11 @@
-"""The states of a launch, how they follow each other, and what to do next.
+"""The states of a launch, and how they follow each other.
 
-    popped ─► claimed ─► submitted ─► queued ─► pending ─► running ─► succeeded
-       │         │                       │         │       │  ▲  │    partially_succeeded
-       └────┬────┘                       └────┬────┘       ▼  │  │    failed
-            ▼                                 ▼          paused  │    expired
-         refused                          cancelling ◄───────────┘    lost
-                                              └─────────► cancelled (or any other end)
+    claimed ─► submitted ─► queued ─► pending ─► running ─► succeeded
+       │                       │         │       │  ▲  │    partially_succeeded
+       ▼                       └────┬────┘       ▼  │  │    failed
+    refused                         ▼          paused  │    expired
+                                cancelling ◄───────────┘    lost
+                                    └─────────► cancelled (or any other end)
 
 `TRANSITIONS` is the whole truth; the picture is its outline. Vertex AI's states are mapped by
 member, because the text of `JobState` is a number on Python ≥ 3.11.
@@ -14,9 +14,9 @@ member, because the text of `JobState` is a number on Python ≥ 3.11.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -27,7 +27,6 @@ from prefect_vertex_launch.core.vertex_types import JobState
 class LaunchState(StrEnum):
     """Where one launch is on its way."""
 
-    POPPED = "popped"
     CLAIMED = "claimed"
     SUBMITTED = "submitted"
     QUEUED = "queued"
@@ -74,7 +73,6 @@ _JOB_LIVES = frozenset({_S.QUEUED, _S.PENDING, _S.RUNNING, _S.PAUSED, _S.CANCELL
 
 TRANSITIONS: Mapping[LaunchState, frozenset[LaunchState]] = MappingProxyType(
     {
-        _S.POPPED: frozenset({_S.CLAIMED, _S.REFUSED}),
         _S.CLAIMED: frozenset({_S.SUBMITTED, _S.REFUSED}) | _JOB_LIVES | _JOB_ENDS,
         _S.SUBMITTED: _JOB_LIVES | _JOB_ENDS,
         # A whole job can be tried again by Vertex AI, so a running one may wait once more.
@@ -169,137 +167,3 @@ class StopRequest:
     who: Requester
     since: datetime
     grace_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What W&B says of an item and Vertex AI of its jobs (found by label)."""
-
-    item_state: ItemState | None
-    item_run_id: str | None
-    jobs: tuple[JobRecord, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Desired:
-    """What we want: the item under this run id and in this attempt, its end if somebody asked for it."""
-
-    run_id: str
-    stop: StopRequest | None = None
-    attempt: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Acknowledge the item at W&B."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Create the job."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Leave the job alone."""
-
-    job: JobRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Ask Vertex AI to cancel the job."""
-
-    job: JobRecord
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell how the job ended."""
-
-    job: JobRecord
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Leave the item to whoever has it."""
-
-    reason: str
-
-
-Decision = Claim | Submit | Wait | Cancel | Report | GiveUp
-
-
-def decide(observed: Observed, desired: Desired, now: datetime) -> Decision:
-    """Return the one thing to do next for an item.
-
-    An item that another run claimed is left alone with everything that carries its label. Only the
-    jobs of the newest attempt, be it there or only desired, say whether to wait or to report.
-
-    Of two live jobs of one attempt the younger goes: the older one may have been seen and noted down
-    already, and a finished one counts only when none is live, so that a cancelled duplicate never
-    speaks for the item. Of two attempts it is the older one whose live job goes, whichever was
-    created first: a newer attempt is only made once the older one was seen to have ended, so that
-    what lives of it is a duplicate that came to light late, and it is the newer one that the books
-    know. A job that is being cancelled is not cancelled again; while one of an older attempt is, no
-    new one is started, because both would write to the same W&B run.
-    """
-    if observed.item_state is ItemState.CLAIMED and observed.item_run_id not in {None, desired.run_id}:
-        return GiveUp(f"the item was claimed as run {observed.item_run_id}")
-    attempt = max(desired.attempt, *(job.attempt for job in observed.jobs), 1)
-    if too_many := surplus(observed.jobs, attempt):
-        return too_many
-    left_over, current = _live(observed.jobs, attempt)
-    if current:
-        return _stop_or_wait(current[0], desired.stop, now)
-    if ended := [job for job in observed.jobs if job.attempt == attempt]:
-        return Report(min(ended, key=age))
-    if left_over:
-        return Wait(left_over[0])
-    return _start(observed.item_state, desired.stop)
-
-
-def surplus(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
-    """Return the cancelling of the youngest job too many, of older attempts first; None if there is none.
-
-    `jobs` are those of one item, `attempt` is the newest one that is desired.
-    """
-    jobs = [job for job in jobs if not job.is_terminal]
-    attempt = max(attempt, *(job.attempt for job in jobs), 1)
-    left_over, current = _live(jobs, attempt)
-    for job in reversed(left_over):
-        if job.launch_state is not LaunchState.CANCELLING:
-            return Cancel(job, f"it is left over from attempt {job.attempt}; this is attempt {attempt}")
-    for job in reversed(current[1:]):
-        if job.launch_state is not LaunchState.CANCELLING:
-            return Cancel(job, f"it duplicates the older job {current[0].name} of the same item")
-    return None
-
-
-def _live(jobs: Iterable[JobRecord], attempt: int) -> tuple[list[JobRecord], list[JobRecord]]:
-    """Return the live jobs of older attempts and those of this one, each oldest first."""
-    live = sorted((job for job in jobs if not job.is_terminal), key=age)
-    return [job for job in live if job.attempt < attempt], [job for job in live if job.attempt == attempt]
-
-
-def _start(item_state: ItemState | None, stop: StopRequest | None) -> Decision:
-    if stop is not None:
-        return GiveUp(f"its end was requested by {stop.who} before there was a job")
-    if item_state is ItemState.FAILED:
-        return GiveUp("the item has failed at W&B")
-    return Submit() if item_state is ItemState.CLAIMED else Claim()
-
-
-def _stop_or_wait(job: JobRecord, stop: StopRequest | None, now: datetime) -> Decision:
-    if stop is None or job.launch_state is LaunchState.CANCELLING:
-        return Wait(job)
-    if now < stop.since + timedelta(seconds=stop.grace_seconds):
-        return Wait(job)
-    return Cancel(job, f"its end was requested by {stop.who}")
-
-
-def age(job: JobRecord) -> tuple[float, int, str]:
-    """Return a key that sorts jobs by when they were created, the oldest first."""
-    created = job.create_time.timestamp() if job.create_time else float("inf")
-    return (created, len(job.job_id), job.job_id)

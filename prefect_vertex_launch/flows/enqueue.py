@@ -14,12 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_vertex_launch.blocks.field_names import refuse_unknown_fields
 from prefect_vertex_launch.blocks.vertex_queue import WITH_PRIORITIES, VertexLaunchQueue
-from prefect_vertex_launch.cli.errors import CommandError
-from prefect_vertex_launch.cli.status.queue_reader import require_block
+from prefect_vertex_launch.coordination.prefect_api import require_block
 from prefect_vertex_launch.core.clock import SystemClock
-from prefect_vertex_launch.core.errors import LaunchError, NotFound, Problem, Refused, Transient
+from prefect_vertex_launch.core.errors import LaunchError, Problem, Refused, Transient
 from prefect_vertex_launch.core.states import ItemState
-from prefect_vertex_launch.launch.report import run_url
+from prefect_vertex_launch.launch.links import run_url
 from prefect_vertex_launch.wandb.push import push
 from prefect_vertex_launch.wandb.queue import RunPath, WandbQueue
 
@@ -156,11 +155,7 @@ async def push_run(queue: str, form: dict[str, Any]) -> str:
 
 async def _load(name: str) -> VertexLaunchQueue:
     async with get_client() as client:
-        try:
-            await require_block(client, name)
-        except CommandError as error:
-            hint = error.hint[:1].upper() + error.hint[1:]
-            raise NotFound(Problem(where="queue", what=error.what, fix=hint)) from error
+        await require_block(client, name)
     return await VertexLaunchQueue.aload(name)
 
 
@@ -206,7 +201,7 @@ async def _state_of(wandb: WandbQueue, entity: str, project: str, item_id: str) 
     return await wandb.read_run_state(entity, project, item.run_id)
 
 
-@flow(name="enqueue", flow_run_name="enqueue on {queue}", persist_result=False, log_prints=False)
+@flow(name="enqueue", flow_run_name="enqueue on {queue}", retries=0, persist_result=False, log_prints=False)
 async def enqueue(queue: str, launch: LaunchForm, wait: bool = False) -> State[Any]:
     """Put a run on a W&B Launch queue.
 

@@ -3,18 +3,19 @@
     claim    the item is acknowledged at W&B under a run id that is fixed here
     render   run spec + queue configuration → CustomJob; what cannot be launched fails the item
     submit   the job is looked for by its label and created only if it is not there
-    wait     the session's watcher resolves it; nothing is polled per job
+    wait     the queue's watcher tells when it has ended; no job is polled by itself
     report   how it ended, told to W&B, as artifacts and as the flow run's state
 
-Render, submit and wait are taken again for each further attempt. Each step is a task and can be
-repeated: a run that a crash interrupted is started again from the top by the next agent, finds its
-claim and its job, and goes on. The end of this process never ends the job.
+Render, submit and wait are taken again for each further attempt. Each step is a task and can be repeated: a
+run that a crash interrupted is started again from the top by the next agent, finds its claim and its job, and
+goes on. The end of this process never ends the job.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import httpx
@@ -22,38 +23,43 @@ from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, TaskRun
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run as runtime
 from prefect.states import Completed
 from prefect.tasks import Task
 
 from prefect_vertex_launch.agent import solo
-from prefect_vertex_launch.coordination import marks
-from prefect_vertex_launch.coordination.tags import item_of
-from prefect_vertex_launch.coordination.whereabouts import whereabouts_labels, whereabouts_of
-from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Transient
-from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
-from prefect_vertex_launch.launch import find_jobs
-from prefect_vertex_launch.launch import render as preparation
-from prefect_vertex_launch.launch import submit as steps
-from prefect_vertex_launch.launch.item import QueueItem
-from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.outage import Course, Step
-from prefect_vertex_launch.launch.queue_context import (
-    LaunchSession,
-    current_session,
-    enter_session,
-    own_flow_run_id,
+from prefect_vertex_launch.coordination import launch_record
+from prefect_vertex_launch.coordination.launch_record import item_of, parents_labels, parents_of
+from prefect_vertex_launch.core.errors import (
+    AuthenticationFailed,
+    Conflict,
+    OutcomeUnknown,
+    Permanent,
+    Transient,
 )
+from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
+from prefect_vertex_launch.launch import attempts, find_jobs
+from prefect_vertex_launch.launch import claim as claiming
+from prefect_vertex_launch.launch import render as rendering
+from prefect_vertex_launch.launch import report as reporting
+from prefect_vertex_launch.launch import submit as submission
+from prefect_vertex_launch.launch import wait as waiting
+from prefect_vertex_launch.launch.cancel import cancel_after_death
+from prefect_vertex_launch.launch.final_state import elsewhere_state, final_state
+from prefect_vertex_launch.launch.item import QueueItem
+from prefect_vertex_launch.launch.launch import Launch
+from prefect_vertex_launch.launch.notify import tell_of_relaunch
+from prefect_vertex_launch.launch.outage import OUTAGES, Outages
+from prefect_vertex_launch.launch.queue_context import QueueContext, enter_queue, own_flow_run_id
 from prefect_vertex_launch.launch.run_log import run_log
 
 RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
-# A cancelled launch that a worker ran has nobody but its hook: about half an hour of tries.
-CANCEL_PAUSES_SECONDS = [*RETRY_DELAYS_SECONDS, *(60.0,) * 30]
+_TAKEN_OVER = "another agent has taken it over, or may have"
 
 
-async def may_pass(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task is worth another try."""
+async def is_worth_another_try(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed step is worth another try."""
     try:
         await state.aresult()
     except (Transient, OutcomeUnknown):
@@ -63,41 +69,48 @@ async def may_pass(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> b
     return False
 
 
-def _task_of(step: Step, name: str) -> Callable[[str], Awaitable[Any]]:
-    """Return a step as a task; its parameter is the item, because sessions are not for Prefect to keep."""
-
-    async def run(item_id: str) -> Any:
-        session = current_session()
-        return await step(session, session.live[item_id])
-
-    run.__doc__ = step.__doc__
-    return task(
-        name=name,
-        retries=len(RETRY_DELAYS_SECONDS),
-        retry_delay_seconds=RETRY_DELAYS_SECONDS,
-        retry_jitter_factor=0.3,
-        retry_condition_fn=may_pass,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )(run)
+step = partial(
+    task,
+    retries=len(RETRY_DELAYS_SECONDS),
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=0.3,
+    retry_condition_fn=is_worth_another_try,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 
 
-_TASKS: dict[Step, Callable[[str], Awaitable[Any]]] = {
-    step: _task_of(step, name)
-    for step, name in (
-        (steps.claim, "claim"),
-        (steps.render_job, "render"),
-        (steps.submit, "submit"),
-        (steps.find_running_job, "find"),
-        (steps.find_left_job, "find-left"),
-        (steps.wait, "wait"),
-        (steps.report, "report"),
-        (steps.refuse, "refuse"),
-    )
-}
+@step(name="claim")
+async def claim(launch: Launch) -> str:
+    """Acknowledge the item at W&B; return the id of the run it becomes, or none if it is another's now."""
+    return await claiming.claim(launch)
 
 
-@flow(name="launch", validate_parameters=True, persist_result=False, log_prints=False)
+@step(name="render")
+async def render(launch: Launch) -> dict[str, Any]:
+    """Make the CustomJob from run spec and queue configuration; return it without its secrets."""
+    return await rendering.render(launch)
+
+
+@step(name="submit")
+async def submit(launch: Launch, may_create: bool = True) -> str:
+    """Find the item's job, or create it if it may be created; return its resource name, or none."""
+    return await submission.submit(launch, may_create=may_create)
+
+
+@step(name="wait")
+async def wait(launch: Launch) -> str:
+    """Wait until the job has ended, or this process hands it over; return the state's name."""
+    return await waiting.wait(launch)
+
+
+@step(name="report")
+async def report(launch: Launch) -> str:
+    """Tell W&B how the launch ended, or why it is refused; return one line, or none if it is not ours."""
+    return await reporting.report(launch)
+
+
+@flow(name="launch", retries=0, validate_parameters=True, persist_result=False, log_prints=False)
 async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
     """Launch one run of a W&B queue on Vertex AI and follow it to its end.
 
@@ -105,56 +118,155 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
         queue: Name of the VertexLaunchQueue block.
         item: The run queue item; left empty, the next one is taken from the queue.
     """
-    async with enter_session(queue) as session:
+    async with enter_queue(queue) as context:
         if item is None:
-            async with solo.next_item(session) as taken:
+            async with solo.next_item(context) as taken:
                 if taken is None:
-                    return Completed(name="Idle", message=f"Nothing is queued on {session.block.queue}.")
-                return await _run_course(session, taken)
-        live = session.live.get(item.item_id)
-        if live is None:
-            config = preparation.configuration(session, item)
-            labels = await _labels(session, config)
-            live = LiveLaunch(
-                item=item,
-                flow_run_id=own_flow_run_id(),
-                config=config,
-                may_have_job=runtime.get_run_count() > 1,
-                may_have_twin=marks.MAY_HAVE_TWIN in labels,
-                whereabouts=whereabouts_of(labels),
-            )
-            live.slot.admits.set()
-        return await _run_course(session, live)
+                    return Completed(name="Idle", message=f"Nothing is queued on {context.block.queue}.")
+                return await _see_through(taken)
+        return await _see_through(context.live.get(item.item_id) or await _resumed(context, item))
 
 
-async def _labels(session: LaunchSession, config: QueueConfig | None) -> Mapping[str, object]:
-    """Return this flow run's labels; note in them where jobs of its item may be from now on."""
-    async with get_client() as client:
-        while True:
-            try:
-                labels = (await client.read_flow_run(own_flow_run_id())).labels
-                noted = whereabouts_of(labels)
-                if not (new := preparation.whereabouts(session, config)) <= noted:
-                    await client.update_flow_run_labels(
-                        own_flow_run_id(), {**whereabouts_labels(noted | new)}
-                    )
-            except httpx.HTTPError as error:
-                # Failing would be the launch's end, and a job of it may be under way.
-                run_log().warning("Prefect could not be asked where the job may be: %s", error)
-                await session.clock.sleep(RETRY_DELAYS_SECONDS[-1])
-            else:
-                return labels
-
-
-async def _run_course(session: LaunchSession, live: LiveLaunch) -> State[Any]:
+async def _see_through(launch: Launch) -> State[Any]:
+    """Return the state in which the flow run of a launch ends. Raises Abort when it is handed over."""
     try:
-        return await Course(session, live, lambda step: _TASKS[step](live.item.item_id)).run()
+        return await see_through(launch)
     except ValueError as error:
         # Prefect's task engine stumbles over a termination that comes before the task has its run; taken
         # for an error of the launch it would end it for good.
         if isinstance(error.__context__, TerminationSignal | asyncio.CancelledError):
             raise error.__context__ from error
         raise
+
+
+async def see_through(launch: Launch) -> State[Any]:
+    """Take the steps of a launch, from the top after each outage: what is done already is found.
+
+    Returns the state in which its flow run ends. Raises Abort when it is handed over. The process that takes
+    the steps may end at any time: another one takes the same steps.
+    """
+    live, item_id = launch.context.live, launch.item.item_id
+    live[item_id] = launch
+    outages = Outages(launch)
+    try:
+        while True:
+            try:
+                return await _take_steps(launch)
+            except OUTAGES as error:
+                await outages.sit_out(error)
+            except Conflict as error:
+                # The item may have been another agent's for long, and its launch too: that state stays.
+                if not await launch.until_sure():
+                    raise Abort(_TAKEN_OVER) from error
+                launch.job_ended.set()
+                return elsewhere_state(error)
+            except Permanent as error:
+                if launch.refusal is not None:
+                    raise
+                launch.refusal = error
+    finally:
+        live.pop(item_id, None)
+
+
+async def _take_steps(launch: Launch) -> State[Any]:
+    """Take the steps in their order; a launch that is refused already only has to be reported."""
+    if launch.refusal is None:
+        await _follow_jobs(launch)
+    if launch.job is None or launch.job.is_terminal:
+        # Nothing runs: its slot is free, even while W&B cannot be told.
+        launch.job_ended.set()
+    if not await launch.until_sure() or not await report(launch):
+        is_left = launch.leave.is_set() and not launch.is_taken_over
+        raise Abort("handed over before W&B was told how it ended" if is_left else _TAKEN_OVER)
+    return final_state(launch)
+
+
+async def _follow_jobs(launch: Launch) -> None:
+    """Claim the item and follow its jobs to their end, one for each attempt.
+
+    Whatever has become of its item and configuration since: no job that runs already is left to itself.
+    """
+    is_claimed = False
+    try:
+        await claim(launch)
+        if launch.run is None:
+            raise Abort(_TAKEN_OVER)
+        is_claimed = True
+        run_log().info("Claimed item %s as run %s", launch.item.item_id, launch.run.run_id)
+        await _follow_attempts(launch)
+    except AuthenticationFailed:
+        raise
+    except Permanent as error:
+        if launch.job is None and (launch.may_have_job or launch.ended):
+            await submit(launch, may_create=False)
+        if launch.job is None:
+            if launch.leave.is_set():
+                raise Abort("handed over before it was clear whether there is a job") from error
+            raise
+        run_log().warning("%s is seen through all the same: %s", launch.job.name, error)
+        await _follow_job(launch)
+        if is_claimed and attempts.begin_next(launch):
+            raise  # there can be no further attempt
+
+
+async def _follow_attempts(launch: Launch) -> None:
+    """Render, submit and wait, again for each further attempt, until none follows or somebody ends it."""
+    while True:
+        await render(launch)
+        await submit(launch)
+        if launch.job is None:
+            if launch.leave.is_set() or launch.stop is None:
+                raise Abort("handed over before there was a job")
+            return
+        await _follow_job(launch)
+        if not attempts.begin_next(launch):
+            return
+        await tell_of_relaunch(launch)
+
+
+async def _follow_job(launch: Launch) -> None:
+    """Follow the current attempt's job to its end."""
+    assert launch.job is not None
+    run_log().info("CustomJob %s is %s", launch.job.name, launch.job.launch_state)
+    await wait(launch)
+    if not launch.job.is_terminal:
+        # The flow run stays as it is at Prefect; the agent that stops leaves it for the next one.
+        raise Abort(f"handed over while {launch.job.name} is {launch.job.launch_state}")
+    run_log().info("CustomJob %s ended: %s", launch.job.name, launch.job.launch_state)
+
+
+async def _resumed(context: QueueContext, item: QueueItem) -> Launch:
+    """Return the launch of an item whose flow run a worker started, perhaps not for the first time."""
+    config = rendering.configuration(context, item)
+    labels = await _labels(context, config)
+    resumed = Launch(
+        item,
+        own_flow_run_id(),
+        context,
+        config=config,
+        may_have_job=runtime.get_run_count() > 1,
+        may_have_duplicate=launch_record.MAY_HAVE_DUPLICATE in labels,
+        parents=parents_of(labels),
+    )
+    resumed.slot.admits.set()
+    return resumed
+
+
+async def _labels(context: QueueContext, config: QueueConfig | None) -> Mapping[str, object]:
+    """Return this flow run's labels; record in them where jobs of its item may be from now on."""
+    async with get_client() as client:
+        while True:
+            try:
+                labels = (await client.read_flow_run(own_flow_run_id())).labels
+                recorded = parents_of(labels)
+                if not (new := rendering.job_parents(context, config)) <= recorded:
+                    await client.update_flow_run_labels(own_flow_run_id(), {**parents_labels(recorded | new)})
+            except httpx.HTTPError as error:
+                # Failing would be the launch's end, and a job of it may be under way.
+                run_log().warning("Prefect could not be asked where the job may be: %s", error)
+                await context.clock.sleep(RETRY_DELAYS_SECONDS[-1])
+            else:
+                return labels
 
 
 async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - Prefect calls by name
@@ -164,29 +276,9 @@ async def cancel_job(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  
     """
     if item_of(flow_run.tags) is None:
         return
-    async with enter_session(flow_run.parameters["queue"]) as session:
+    async with enter_queue(flow_run.parameters["queue"]) as context:
         item = QueueItem.model_validate(flow_run.parameters["item"])
-        # Once more where nothing is found: the process may have died while it created a job.
-        for pause_seconds in (*find_jobs.LOOK_AGAIN_SECONDS, None):
-            if await _cancelled(session, item, whereabouts_of(flow_run.labels)) or pause_seconds is None:
-                return
-            await session.clock.sleep(pause_seconds)
-
-
-async def _cancelled(session: LaunchSession, item: QueueItem, noted: frozenset[str]) -> bool:
-    """Cancel an item's jobs, as soon as Vertex AI can be asked; return whether there is any.
-
-    Prefect calls its hook once, and nobody else comes to it.
-    """
-    for pause_seconds in (*CANCEL_PAUSES_SECONDS, None):
-        try:
-            return await find_jobs.cancel_all(session, item, noted)
-        except LaunchError as error:
-            if pause_seconds is None:
-                raise
-            run_log().warning("The job could not be cancelled, again in %.0f s: %s", pause_seconds, error)
-            await session.clock.sleep(pause_seconds)
-    raise AssertionError("the last try returns or raises")
+        await cancel_after_death(context, item, parents_of(flow_run.labels), find_jobs.LOOK_AGAIN_SECONDS)
 
 
 launch.on_cancellation(cancel_job)

@@ -12,15 +12,15 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flow_engine import run_flow_async
 
 from prefect_vertex_launch.flows.launch import launch
-from prefect_vertex_launch.launch.queue_context import LaunchSession, make_current
+from prefect_vertex_launch.launch.queue_context import QueueContext, make_current
 
 
-def start_launch(flow_run: FlowRun, session: LaunchSession) -> asyncio.Task[State[Any]]:
+def start_launch(flow_run: FlowRun, context: QueueContext) -> asyncio.Task[State[Any]]:
     """Run a launch in this event loop, as a flow run of its own and not as the agent's subflow."""
-    context = contextvars.copy_context()
-    context.run(_leave_parent_run)
-    context.run(make_current, session)
-    return asyncio.create_task(_run(flow_run), name=f"launch {flow_run.name}", context=context)
+    variables = contextvars.copy_context()
+    variables.run(_leave_parent_run)
+    variables.run(make_current, context)
+    return asyncio.create_task(_run(flow_run), name=f"launch {flow_run.name}", context=variables)
 
 
 async def _run(flow_run: FlowRun) -> State[Any]:

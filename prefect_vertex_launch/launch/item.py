@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from prefect_vertex_launch.coordination.launch_store import LaunchRequest
 from prefect_vertex_launch.core.errors import LaunchError, Problem
 from prefect_vertex_launch.core.json_value import json_problems
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, derive_run_id, parse_run_spec
@@ -54,6 +55,10 @@ class QueueItem(BaseModel):
     def as_problems(self) -> list[Problem]:
         """Return what is wrong with the item itself; nothing as a rule."""
         return [Problem(*parts) for parts in self.problems]
+
+    def request(self) -> LaunchRequest:
+        """Return what the flow run of this item's launch is made of."""
+        return LaunchRequest(self.item_id, self.title, self.run, self.model_dump(mode="json"))
 
     @property
     def title(self) -> str:

@@ -14,6 +14,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from prefect_vertex_launch.coordination.slot import Slot
+from prefect_vertex_launch.core.clock import unless_any
 from prefect_vertex_launch.core.errors import Permanent
 from prefect_vertex_launch.core.retry_policy import Attempt
 from prefect_vertex_launch.core.states import JobRecord, Requester, StopRequest
@@ -22,6 +23,8 @@ from prefect_vertex_launch.jobspec.job_source import LaunchImage
 from prefect_vertex_launch.jobspec.render import Rendering
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
 from prefect_vertex_launch.launch.item import QueueItem
+from prefect_vertex_launch.launch.queue_context import QueueContext
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.queue import RunPath
 
 _BY_ITSELF = frozenset({Requester.QUEUEING_TIMEOUT, Requester.START_TIMEOUT})
@@ -37,64 +40,80 @@ class Prepared:
     renderings: dict[Attempt, Rendering] = field(default_factory=dict[Attempt, Rendering], repr=False)
 
 
-@dataclass(eq=False)
-class LiveLaunch:
+class Launch:
     """A launch in progress.
 
+    It is no dataclass: Prefect walks through every field of a dataclass that is a task's argument.
+
     Attributes:
+        item: The run queue item.
+        flow_run_id: Its flow run.
+        context: What it shares with the other launches of its queue.
         slot: Its place under the limits.
-        config: What the queue and the item say about its jobs, if that was parsed before it is prepared.
+        api_key: The key of the run's author, if the item brought one.
+        config: What queue and item say about its jobs, if that was parsed before it is rendered.
+        run: The W&B run that the item becomes; None until it is claimed.
+        prepared: What its jobs are made of, until one is created.
         attempt: The attempt that is under way: its number, and which of the queue's plans it follows.
         ended: The jobs of the attempts before it, oldest first.
         plans: How many plans there are: the configuration as written, and its fallbacks.
         locations: The regions that its jobs go to, one for each plan.
-        whereabouts: Where else they may be, sent there before the queue was changed: as
-            `projects/…/locations/…`.
+        parents: Where else its jobs may be, because the queue was changed: `projects/…/locations/…` each.
         job: The current attempt's job as it was last seen.
-        looked_at: When its jobs were last listed, on the session's monotonic clock.
+        looked_at: When its jobs were last listed, in seconds of the queue's monotonic clock.
         looked_in: Which region, as its parent, was listed last then.
         may_have_job: Whether another process may have created a job that no list shows yet.
-        may_have_twin: Whether a job was created although another one might have been there, by this process
-            or by one before it.
+        may_have_duplicate: Whether a job was created although another one might have been there, by this
+            process or by one before it.
+        is_unclaimed: Whether W&B did not let us claim the item, which has a job all the same.
         refusal: Why the item cannot be launched.
         created: When its flow run was made, as far as that is known.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
-        is_waiting_for_slot: Whether it has no job, as everybody knows by now, and waits for its slot.
+        stop_requested: Set when somebody does.
+        job_changed: Set when the job's state has changed.
         job_ended: Set when no job of this launch is under way any more.
         leave: Set when this process is to leave the launch to another one.
-        is_anothers: Whether another agent has taken it over already.
+        is_taken_over: Whether another agent has taken it over already.
+        is_waiting_for_slot: Whether it has no job, as everybody knows by now, and waits for its slot.
+        told: What W&B and Prefect have been told already, so that it is told once.
     """
 
-    item: QueueItem
-    flow_run_id: UUID
-    slot: Slot = field(default_factory=Slot)
-    api_key: SecretStr | None = field(default=None, repr=False)
-    config: QueueConfig | None = field(default=None, repr=False)
-    run: RunPath | None = None
-    prepared: Prepared | None = field(default=None, repr=False)
-    attempt: Attempt = Attempt(number=1, plan=0)  # noqa: RUF009 - frozen
-    ended: tuple[JobRecord, ...] = ()
-    plans: int = 1
-    locations: tuple[str, ...] = ()
-    whereabouts: frozenset[str] = frozenset()
-    job: JobRecord | None = None
-    looked_at: float = -inf
-    looked_in: frozenset[str] = frozenset()
-    may_have_job: bool = False
-    may_have_twin: bool = False
-    refusal: Permanent | None = None
-    created: datetime | None = None
-    run_showed_up: bool = True
-    stop: StopRequest | None = None
-    stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
-    job_changed: asyncio.Event = field(default_factory=asyncio.Event)
-    job_ended: asyncio.Event = field(default_factory=asyncio.Event)
-    leave: asyncio.Event = field(default_factory=asyncio.Event)
-    is_anothers: bool = False
-    is_waiting_for_slot: bool = False
-    # What W&B and Prefect have been told already, so that it is told once.
-    told: set[str] = field(default_factory=set[str])
+    def __init__(
+        self,
+        item: QueueItem,
+        flow_run_id: UUID,
+        context: QueueContext,
+        *,
+        api_key: SecretStr | None = None,
+        config: QueueConfig | None = None,
+        may_have_job: bool = False,
+        may_have_duplicate: bool = False,
+        parents: frozenset[str] = frozenset(),
+        created: datetime | None = None,
+    ) -> None:
+        self.item, self.flow_run_id, self.context = item, flow_run_id, context
+        self.api_key, self.config, self.created = api_key, config, created
+        self.slot = Slot()
+        self.run: RunPath | None = None
+        self.prepared: Prepared | None = None
+        self.attempt = Attempt(number=1, plan=0)
+        self.ended: tuple[JobRecord, ...] = ()
+        self.plans = 1
+        self.locations: tuple[str, ...] = ()
+        self.parents = parents
+        self.job: JobRecord | None = None
+        self.looked_at = -inf
+        self.looked_in: frozenset[str] = frozenset()
+        self.may_have_job, self.may_have_duplicate = may_have_job, may_have_duplicate
+        self.is_unclaimed = False
+        self.refusal: Permanent | None = None
+        self.run_showed_up = True
+        self.stop: StopRequest | None = None
+        self.stop_requested, self.leave = asyncio.Event(), asyncio.Event()
+        self.job_changed, self.job_ended = asyncio.Event(), asyncio.Event()
+        self.is_taken_over = self.is_waiting_for_slot = False
+        self.told: set[str] = set()
 
     def request_stop(self, stop: StopRequest) -> None:
         """Ask for the job's end; the first person who asked is remembered, before any timeout."""
@@ -113,3 +132,30 @@ class LiveLaunch:
         if not self.is_stopped_by_someone:
             self.stop = None
             self.stop_requested.clear()
+
+    async def until_sure(self) -> bool:
+        """Wait until nobody else can have taken the launch over; False if one has, or it is to be left."""
+        heartbeat = self.context.heartbeat
+        return heartbeat is None or (await heartbeat.until_sure(self.leave) and not self.is_taken_over)
+
+    async def may_submit(self) -> bool:
+        """Wait until nobody else can have the launch; False if one has, or it is to be left or ended."""
+        is_sure = await self.until_sure()
+        return is_sure and not (self.leave.is_set() or self.stop_requested.is_set())
+
+    def has_slot(self) -> bool:
+        """Whether it may create a job under its slot; a launch that may have lost its slot waits for it."""
+        if self.slot.may_have_ended(self.context.clock.monotonic()):
+            self.slot.admits.clear()
+        return self.slot.admits.is_set()
+
+    async def turn_to_submit(self, jobs: VertexJobs) -> float | None:
+        """Wait for its job's turn among all that are submitted to a region, and return the turn.
+
+        None means that the launch is to be left or ended first.
+        """
+        ends = (self.leave, self.stop_requested)
+        rate = self.context.rate
+        if rate is not None and not await rate.take(jobs.location, unless=ends):
+            return None
+        return await unless_any(jobs.turn_to_create(), *ends)

@@ -5,13 +5,15 @@ W&B shows the message of a failed item, and the file that goes with it, beside t
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import httpx
 from prefect.states import Running
 
-from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, Permanent
-from prefect_vertex_launch.launch.denial import denial_passes
-from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, Permanent, waiting_if_denied
+from prefect_vertex_launch.core.states import JobRecord
+from prefect_vertex_launch.launch.attempts import diagnose_attempt
+from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.run_log import run_log
 from prefect_vertex_launch.wandb.queue import error_file
 
@@ -21,61 +23,86 @@ RUN_STAGE = "run"
 RUNNING = "Running"
 
 
-async def fail(session: LaunchSession, live: LiveLaunch, message: str, *, stage: str) -> bool:
+async def fail(launch: Launch, message: str, *, stage: str) -> bool:
     """Fail the item with a message; the whole of it is in a file too, if there is an agent to keep it.
 
     Returns False if nothing was said, because the launch is another agent's by now or may be. An item
     that W&B will not fail, because somebody has removed it for example, is left as it is.
     """
-    if not await session.until_sure(live):
+    if not await launch.until_sure():
         return False
-    paths = await _saved(session, live, message)
-    if not await session.until_sure(live):
+    paths = await _saved(launch, message)
+    if not await launch.until_sure():
         return False
     try:
-        with denial_passes(AuthenticationFailed):
-            await session.wandb.fail(live.item.item_id, message, stage, paths)
+        with waiting_if_denied(AuthenticationFailed):
+            await launch.context.wandb.fail(launch.item.item_id, message, stage, paths)
     except Permanent as error:
         run_log().warning("W&B did not fail the item: %s", error)
     return True
 
 
-async def warn(session: LaunchSession, live: LiveLaunch, message: str) -> None:
+async def warn(launch: Launch, message: str) -> None:
     """Attach a warning to the item, once for each message; it is not worth ending anything for."""
-    if message in live.told:
+    if message in launch.told:
         return
-    live.told.add(message)
+    launch.told.add(message)
     run_log().warning(message)
     try:
-        await session.wandb.warn(live.item.item_id, message, RUN_STAGE)
+        await launch.context.wandb.warn(launch.item.item_id, message, RUN_STAGE)
     except LaunchError as error:
         run_log().warning("W&B did not take the warning: %s", error)
 
 
-async def show(session: LaunchSession, live: LiveLaunch, name: str, message: str) -> None:
+async def tell_of_relaunch(launch: Launch) -> None:
+    """Say at W&B and in Prefect that the run is launched again, after which end and how often so far."""
+    diagnosis = diagnose_attempt(launch, launch.ended[-1])
+    where = f" by fallback {launch.attempt.plan}" if launch.attempt.plan else ""
+    await warn(
+        launch,
+        f"Launched again{where}, as attempt {launch.attempt.number} of this run, because "
+        f"{launch.ended[-1].name} ended ({diagnosis.category.value}): {diagnosis.summary}",
+    )
+
+
+async def tell_of_restart(launch: Launch, job: JobRecord) -> None:
+    """Say at W&B that Vertex AI itself starts a job again that ran already."""
+    await warn(
+        launch,
+        f"Vertex AI starts {job.name} again since {time_text(job.update_time)}: "
+        "its machines or its program had failed",
+    )
+
+
+def time_text(moment: datetime | None) -> str:
+    """Return a moment to the second, for a person to read."""
+    return moment.isoformat(timespec="seconds") if moment is not None else "a while ago"
+
+
+async def show(launch: Launch, name: str, message: str) -> None:
     """Give the flow run a state of this name, so that its page says what it waits for.
 
     A run that somebody is cancelling keeps that state: Prefect refuses to change it.
     """
-    if name == RUNNING and "state" not in live.told:
+    if name == RUNNING and "state" not in launch.told:
         return
     try:
-        await session.page.show_state(live.flow_run_id, Running(name=name, message=message))
+        await launch.context.page.show_state(launch.flow_run_id, Running(name=name, message=message))
     except httpx.HTTPError as error:
         run_log().warning("Prefect did not take the state %s: %s", name, error)
         return
     if name == RUNNING:
-        live.told.discard("state")
+        launch.told.discard("state")
     else:
-        live.told.add("state")
+        launch.told.add("state")
 
 
-async def _saved(session: LaunchSession, live: LiveLaunch, text: str) -> list[str]:
-    if session.agent_name is None:
+async def _saved(launch: Launch, text: str) -> list[str]:
+    if launch.context.agent_name is None:
         return []
-    path = error_file(live.item.item_id)
+    path = error_file(launch.item.item_id)
     try:
-        await session.wandb.upload_agent_file(session.agent_name, path, text)
+        await launch.context.wandb.upload_agent_file(launch.context.agent_name, path, text)
     except LaunchError as error:
         run_log().warning("The error file could not be left at W&B: %s", error)
         return []

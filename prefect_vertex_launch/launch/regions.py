@@ -1,7 +1,7 @@
 """The regions that a queue's jobs may be in, each with its job service and its watcher.
 
 A queue has one region, and more where its configuration falls back to others. A region is opened
-when the first launch needs it and stays open as long as its session.
+when the first launch needs it and stays open as long as the context of its queue.
 """
 
 from __future__ import annotations

@@ -1,168 +1,173 @@
-"""The steps of one launch. Each can be repeated, by this process or by another one.
-
-What a step finds out is in the launch itself (`LiveLaunch`); what it returns is for people to read.
-"""
+"""The step `submit`: the job is looked for by its label, and created only if it is not there."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+import httpx
 
+from prefect_vertex_launch.coordination import launch_record
 from prefect_vertex_launch.coordination.slot import SlotLost
-from prefect_vertex_launch.core.errors import InvalidRunSpec, NotFound, OverQuota
+from prefect_vertex_launch.core.clock import until_any
+from prefect_vertex_launch.core.errors import OutcomeUnknown, OverQuota, Transient
+from prefect_vertex_launch.core.retry_policy import Attempt
 from prefect_vertex_launch.core.states import JobRecord
-from prefect_vertex_launch.core.vertex_types import JobState
-from prefect_vertex_launch.launch import find_jobs, timeouts
-from prefect_vertex_launch.launch import render as preparation
-from prefect_vertex_launch.launch import report as outcome
-from prefect_vertex_launch.launch.denial import denial_passes
-from prefect_vertex_launch.launch.item import run_of
-from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.notify import warn
-from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.jobspec.sweeps import check_sweep_state
+from prefect_vertex_launch.launch import find_jobs
+from prefect_vertex_launch.launch.launch import Launch
+from prefect_vertex_launch.launch.notify import RUNNING, show
+from prefect_vertex_launch.launch.quota_wait import QuotaWait
+from prefect_vertex_launch.launch.render import rendering_of
+from prefect_vertex_launch.launch.run_log import run_log
+
+# What was listed longer ago than this is listed again before a job is created.
+STALE_SECONDS = 5.0
+# A turn that was not used for so long is somebody else's by now.
+TURN_SECONDS = 30.0
 
 
-async def claim(session: LaunchSession, live: LiveLaunch) -> str:
-    """Read the item's run spec and acknowledge it at W&B; return the run id, or none if it is another's now.
-
-    Raises InvalidRunSpec before the item is claimed, Conflict when another agent has it, and Transient as
-    long as W&B denies the queue to us, which is no fault of the item.
-    """
-    if problems := live.item.as_problems():
-        raise InvalidRunSpec(problems)
-    item_id = live.item.item_id
-    run = run_of(live.item.require_spec(), item_id)
-    # The item of a job that runs already was claimed by the agent that made it; when that one was stopped
-    # it may have failed the item, and nobody can claim it any more.
-    if live.item.job_name is None:
-        if not await session.until_sure(live):
-            return ""
-        # Dying here leaves the item leased: it returns to the queue by itself and keeps this flow run.
-        with denial_passes():
-            await session.wandb.acknowledge(item_id, run.run_id)
-    live.run = run
-    return run.run_id
-
-
-async def render_job(session: LaunchSession, live: LiveLaunch) -> dict[str, Any]:
-    """Make the CustomJob from run spec and queue configuration; return it without its secrets.
-
-    Raises InvalidQueueConfig or InvalidRunSpec with everything that is wrong, before any request
-    to Vertex AI.
-    """
-    prepared = await preparation.prepare(session, live)
-    rendering = find_jobs.render_attempt(session, live)
-    if warnings := (*prepared.config.warnings, *rendering.warnings):
-        await warn(session, live, "\n".join(warnings))
-    return rendering.redacted()
-
-
-async def submit(session: LaunchSession, live: LiveLaunch) -> str:
+async def submit(launch: Launch, *, may_create: bool = True) -> str:
     """Create the CustomJob unless there is one for this item already; return its resource name.
 
-    Waits as long as a quota is used up. Returns no name when there is no job because somebody asked
-    for the launch's end or this process hands it over. Raises Refused with Vertex AI's own words when
-    it will not have the job.
+    Waits as long as a quota is used up. Unless it `may_create` a job, it only looks for one that another
+    process has made. Returns no name when there is no job: somebody asked for the launch's end, this process
+    hands it over, or there is none to be found. Raises Refused with Vertex AI's own words when it will not
+    have the job.
     """
-    quota = timeouts.QuotaWait(session, live)
+    if launch.item.job_name is not None:
+        launch.job = await find_jobs.find_adopted_job(launch, launch.item.job_name)
+    elif not may_create:
+        launch.job = await find_jobs.find_left_job(launch)
+    elif launch.job is None:
+        launch.job = await _found_or_created(launch)
+    return launch.job.name if launch.job is not None else ""
+
+
+async def _found_or_created(launch: Launch) -> JobRecord | None:
+    quota = QuotaWait(launch)
     has_looked_later = False
     while True:
-        live.job = await find_jobs.find(session, live)
-        if live.job is None and live.may_have_job and not has_looked_later:
-            live.job = await find_jobs.find_later(session, live)
+        job = await find_jobs.find(launch)
+        if job is None and launch.may_have_job and not has_looked_later:
+            job = await find_jobs.find_later(launch)
             has_looked_later = True
-            if live.job is None:
-                live.job = await find_jobs.find_until_slot(session, live)
-        if live.job is None and not await preparation.may_start(session, live):
-            return await _last_look(session, live)
+            if job is None:
+                job = await find_jobs.find_until_slot(launch)
+        if job is None and not await _may_start(launch):
+            return await _last_look(launch)
         try:
-            live.job = live.job or await find_jobs.create(session, live)
+            job = job or await _create(launch)
         except SlotLost:
             continue
         except OverQuota as error:
             if await quota.again(error):
                 continue
-            return await _last_look(session, live)
+            return await _last_look(launch)
         # A thousand launches wait at once: what the job was made of is made again should it be needed.
-        live.prepared = None
-        return live.job.name
+        launch.prepared = None
+        return job
 
 
-async def _last_look(session: LaunchSession, live: LiveLaunch) -> str:
-    """Return the name of a job that turns up after all once no other is to be created, or none."""
-    if live.may_have_job and not live.leave.is_set():
-        live.job = await find_jobs.find_later(session, live, find_jobs.LAST_LOOKS_SECONDS)
-    return live.job.name if live.job is not None else ""
+async def _may_start(launch: Launch) -> bool:
+    """Whether a job may be created now: nobody wants the launch's end, and its sweep goes on.
 
-
-async def find_left_job(session: LaunchSession, live: LiveLaunch) -> str:
-    """Return the resource name of the job that another process has made, or none if there is none.
-
-    This is for an item that could not be launched any more: the configuration was changed since, or the
-    item was removed at W&B. What runs already is seen through all the same.
+    A launch that has lost its slot waits here for another one, and a sweep scheduler for its place under the
+    limit for schedulers. Raises InvalidRunSpec for a trial of a sweep that has ended.
     """
-    if live.item.as_problems():
-        return ""  # it never could be launched
-    live.run = live.run or run_of(live.item.require_spec(), live.item.item_id)
-    live.locations = live.locations or tuple(
-        preparation.locations(session, preparation.configuration(session, live.item))
-    )
-    live.job = await find_jobs.find(session, live)
-    if live.job is None:
-        live.job = await find_jobs.find_later(session, live, find_jobs.LAST_LOOKS_SECONDS)
-    return live.job.name if live.job is not None else ""
+    assert launch.prepared is not None
+    spec = launch.prepared.spec
+    if not launch.has_slot():
+        await show(launch, "WaitingForSlot", "The queue runs as much at once as it may.")
+        launch.is_waiting_for_slot = True
+        await until_any(launch.slot.admits, launch.stop_requested, launch.leave)
+        launch.is_waiting_for_slot = False
+        await show(launch, RUNNING, "It has its place.")
+    await launch.until_sure()
+    if launch.stop_requested.is_set() or launch.leave.is_set():
+        return False
+    if spec.sweep_id and not spec.is_scheduler and launch.attempt.number == 1:
+        state = await launch.context.wandb.read_sweep_state(spec.entity, spec.project, spec.sweep_id)
+        check_sweep_state(state, spec.sweep_id)
+    return True
 
 
-async def find_running_job(session: LaunchSession, live: LiveLaunch) -> str:
-    """Read the job that W&B's own agent had made of the item; return its resource name."""
-    name = live.item.job_name
-    assert name is not None
-    region = await session.regions.of(name)
-    try:
-        with denial_passes():
-            live.job = await region.jobs.get(name)
-    except NotFound:
-        live.job = JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True)
-    return live.job.name
+async def _last_look(launch: Launch) -> JobRecord | None:
+    """Return a job that turns up after all once no other is to be created."""
+    if launch.may_have_job and not launch.leave.is_set():
+        return await find_jobs.find_later(launch, find_jobs.LAST_LOOKS_SECONDS)
+    return None
 
 
-async def wait(session: LaunchSession, live: LiveLaunch) -> str:
-    """Wait until the job has ended, or this process hands it over; return the state's name."""
+async def _create(launch: Launch) -> JobRecord:
+    """Create the job of the current attempt; where a plan's machines are over quota, of its next plan.
+
+    Raises OverQuota when no plan is left, Refused with Vertex AI's own words when it will not have
+    the job, OutcomeUnknown when nobody can tell whether there is one, and SlotLost when the launch has to
+    wait for its slot again.
+    """
     while True:
-        assert live.job is not None
-        if not live.job.is_terminal and not await _watch(session, live, live.job):
-            return "handed over"
-        if live.item.job_name is None:
-            live.job = await find_jobs.find_last_word(session, live)
-        if live.job.is_terminal:
-            return live.job.launch_state.value
+        try:
+            if job := await _create_attempt(launch):
+                return job
+        except OverQuota as error:
+            plan = launch.attempt.plan + 1
+            if not error.is_capacity or plan >= launch.plans:
+                raise
+            run_log().warning("Trying fallback %d: %s", plan, error)
+            launch.attempt = Attempt(launch.attempt.number, plan)
 
 
-async def _watch(session: LaunchSession, live: LiveLaunch, job: JobRecord) -> bool:
-    """Watch the launch's job until it has ended; False if the launch is handed over before."""
-    region = await session.regions.of(job.name)
-    watch = asyncio.create_task(region.watcher.wait(job.name, timeouts.on_change(session, live)))
-    leaving = asyncio.create_task(live.leave.wait())
-    beside = [asyncio.ensure_future(duty()) for duty in timeouts.duties(session, live)]
+async def _create_attempt(launch: Launch) -> JobRecord | None:
+    """Return the job of the current attempt; None if the attempt has become another one meanwhile."""
+    attempt, rendering = launch.attempt, rendering_of(launch)
+    if launch.may_have_job and not launch.may_have_duplicate:
+        await _expect_duplicate(launch)
+    region = await launch.context.regions.at(rendering.parent.rsplit("/", 1)[-1])
+    clock = launch.context.clock
+    if (turn := await launch.turn_to_submit(region.jobs)) is None:
+        raise _not_yet()
+    while await _must_look(launch):
+        if job := await find_jobs.look_again(launch):
+            return job
+        if launch.attempt != attempt:
+            return None
+        if (
+            clock.monotonic() - turn > TURN_SECONDS
+            and (turn := await launch.turn_to_submit(region.jobs)) is None
+        ):
+            raise _not_yet()
     try:
-        await asyncio.wait({watch, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if watch.done():
-            live.job = watch.result()
-        return watch.done()
-    finally:
-        for waiter in (watch, leaving, *beside):
-            waiter.cancel()
+        # Dying here is why the label is looked for first: the job is found by the next try.
+        return await region.jobs.create(
+            rendering.job, timeout_seconds=rendering.create_timeout_seconds, turn=turn
+        )
+    except OutcomeUnknown:
+        launch.may_have_job = True
+        if job := await find_jobs.find_later(launch):
+            return job
+        raise
 
 
-async def report(session: LaunchSession, live: LiveLaunch) -> str:
-    """Tell W&B how the job ended and leave links and a diagnosis; return the diagnosis' summary.
+async def _expect_duplicate(launch: Launch) -> None:
+    """Record that the launch may get a second job. Raises Transient if Prefect cannot be told."""
+    try:
+        await launch.context.page.mark(launch.flow_run_id, launch_record.MAY_HAVE_DUPLICATE)
+    except httpx.HTTPError as error:
+        raise Transient(f"Prefect could not be told that the launch may have two jobs: {error}") from error
+    launch.may_have_duplicate = True
 
-    Returns none if the launch is another agent's by now, or may be.
+
+async def _must_look(launch: Launch) -> bool:
+    """Whether too much time has passed since the last look, once nothing else stands against a create.
+
+    Raises OverQuota, as no job was created, when the launch is to be left or ended before, and SlotLost when
+    it has to wait for its slot again.
     """
-    return await outcome.report(session, live)
+    if not await launch.may_submit():
+        raise _not_yet()
+    if not launch.has_slot():
+        raise SlotLost
+    is_stale = launch.context.clock.monotonic() - launch.looked_at > STALE_SECONDS
+    return is_stale or launch.looked_in != find_jobs.own_parents(launch)
 
 
-async def refuse(session: LaunchSession, live: LiveLaunch) -> str:
-    """Fail the item at W&B with the reason why it cannot be launched; return it as `report` does."""
-    assert live.refusal is not None
-    return await outcome.report_refusal(session, live, str(live.refusal))
+def _not_yet() -> OverQuota:
+    return OverQuota("the turn of this job had not come yet", is_capacity=False)

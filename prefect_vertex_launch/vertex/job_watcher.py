@@ -23,10 +23,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from prefect_vertex_launch.core.clock import Clock, SystemClock, sleep_until
+from prefect_vertex_launch.core.duplicates import surplus
 from prefect_vertex_launch.core.errors import LaunchError, NotFound
 from prefect_vertex_launch.core.labels import ITEM_LABEL
-from prefect_vertex_launch.core.retry import asked_pause_seconds
-from prefect_vertex_launch.core.states import STATE_OF_JOB, TERMINAL, JobRecord, LaunchState, advance, surplus
+from prefect_vertex_launch.core.retry import Backoff
+from prefect_vertex_launch.core.states import STATE_OF_JOB, TERMINAL, JobRecord, LaunchState, advance
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 logger = logging.getLogger(__name__)
@@ -110,22 +111,19 @@ class JobWatcher:
 
     async def run(self) -> None:
         """Serve every wait, for ever."""
-        failures = 0
+        backoff = Backoff(2 * self.interval_seconds, MAX_BACKOFF_SECONDS, least_share=1.0)
         try:
             while True:
                 if not self._watches:
                     self._wake.clear()
                     await self._wake.wait()
-                asked_seconds = 0.0
+                pause_seconds = self.interval_seconds
                 try:
                     await self._pass()
-                    failures = 0
+                    backoff.reset()
                 except LaunchError as error:
-                    failures += 1
-                    asked_seconds = asked_pause_seconds(error)
+                    pause_seconds = max(pause_seconds, backoff.next_seconds(error))
                     logger.warning("The jobs of %s could not be read: %s", self.jobs.parent, error)
-                backoff_seconds = min(MAX_BACKOFF_SECONDS, self.interval_seconds * 2 ** min(failures, 8))
-                pause_seconds = max(backoff_seconds, asked_seconds)
                 await sleep_until(self._wake, pause_seconds, self.clock)
                 self._wake.clear()
         finally:

@@ -20,9 +20,9 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn
 
-import prefect_vertex_launch.agent.agent
 import prefect_vertex_launch.cli.main
-import prefect_vertex_launch.cli.status.queue_reader
+import prefect_vertex_launch.cli.status.status
+import prefect_vertex_launch.flows.agent
 from tests.chaos import kill_points, slot_trace
 
 _started: set[int] = set()

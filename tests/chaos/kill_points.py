@@ -51,14 +51,14 @@ EFFECTS = {
     "take a slot": Effect("prefect_vertex_launch.coordination.slots", "Slots", "try_take", needs_result=True),
     "pop": Effect("prefect_vertex_launch.wandb.queue", "WandbQueue", "pop", needs_result=True),
     "create the flow run": Effect(
-        "prefect_vertex_launch.coordination.launch_store", "LaunchRuns", "create", needs_result=True
+        "prefect_vertex_launch.coordination.launch_store", "LaunchStore", "create", needs_result=True
     ),
     "acknowledge": Effect("prefect_vertex_launch.wandb.queue", "WandbQueue", "acknowledge"),
     "list": Effect("prefect_vertex_launch.vertex.jobs", "VertexJobs", "list"),
     "create": Effect("prefect_vertex_launch.vertex.jobs", "VertexJobs", "create"),
     "report": Effect("prefect_vertex_launch.wandb.queue", "WandbQueue", "fail"),
     "release the slot": Effect("prefect_vertex_launch.coordination.slots", "Slots", "release"),
-    "take over": Effect("prefect_vertex_launch.coordination.launch_store", "LaunchRuns", "_own"),
+    "take over": Effect("prefect_vertex_launch.coordination.launch_store", "LaunchStore", "_own"),
     "take over the slot": Effect("prefect_vertex_launch.coordination.slots", "Slots", "take_over"),
 }
 WIRES = {

@@ -83,10 +83,10 @@ def _trace_taking() -> None:
 
 def _trace_passing() -> None:
     from prefect_vertex_launch.coordination.launch_record import lease_of
-    from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+    from prefect_vertex_launch.coordination.launch_store import LaunchStore
     from prefect_vertex_launch.coordination.slots import Slots
 
-    release, create = Slots.release, LaunchRuns.create
+    release, create = Slots.release, LaunchStore.create
 
     @functools.wraps(release)
     async def traced_release(self: Any, slot: Any) -> None:
@@ -101,7 +101,7 @@ def _trace_passing() -> None:
             _write(_PASSED, lease_of(slot_labels))
         return flow_run
 
-    Slots.release, LaunchRuns.create = traced_release, traced_create
+    Slots.release, LaunchStore.create = traced_release, traced_create
 
 
 def leases(log: Path) -> Leases:

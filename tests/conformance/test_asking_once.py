@@ -12,8 +12,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed
 
 from prefect_vertex_launch.coordination.counter import take_off
-from prefect_vertex_launch.coordination.launch_store import LaunchRuns
-from prefect_vertex_launch.coordination.tags import owner_tag
+from prefect_vertex_launch.coordination.launch_record import owner_tag
+from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.core.clock import SystemClock
 
 TAKE = "PATCH"
@@ -48,7 +48,7 @@ async def test_neither_who_has_a_launch_nor_a_forced_state_is_written_again_late
     owner_id, asked = uuid4(), list[str]()
     flow_run = FlowRun(flow_id=uuid4(), tags=[owner_tag(owner_id)], state=Crashed())
     async with PrefectClient(server(flow_run, refuses, asked)) as client:
-        runs = LaunchRuns(
+        runs = LaunchStore(
             client, block_name="queue", entity="team", queue="queue", owner_id=owner_id, clock=SystemClock()
         )
 

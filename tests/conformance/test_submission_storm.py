@@ -12,7 +12,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from prefect_vertex_launch.coordination.submission_rate import SubmissionPace
+from prefect_vertex_launch.coordination.submission_rate import SubmissionRate
 from tests.conformance.modelled_vertex import LoopClock, in_virtual_time, most_in_a_window
 
 AGENTS = 4
@@ -72,7 +72,7 @@ def submitted(limit: ModelledLimit, *, away_from: float | None = None) -> list[f
     async def main() -> list[float]:
         loop, times = asyncio.get_running_loop(), list[float]()
 
-        async def submit(pace: SubmissionPace) -> None:
+        async def submit(pace: SubmissionRate) -> None:
             assert await pace.take("us-central1")
             times.append(loop.time())
 
@@ -81,7 +81,7 @@ def submitted(limit: ModelledLimit, *, away_from: float | None = None) -> list[f
         async with asyncio.TaskGroup() as group:
             for number in range(AGENTS):
                 # A project of its own stands for a process of its own: nobody shares its budget.
-                pace = SubmissionPace(
+                pace = SubmissionRate(
                     cast("Any", limit),
                     project=f"p{number}",
                     submissions_per_minute=50,

@@ -15,7 +15,7 @@ from prefect_gcp.credentials import GcpCredentials
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
-from prefect_vertex_launch.coordination.tags import queue_tag
+from prefect_vertex_launch.coordination.launch_record import queue_tag
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 from prefect_vertex_launch.sandbox.server import Sandbox

@@ -16,12 +16,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter
 from prefect.states import Running
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
-from prefect_vertex_launch.coordination.launch_store import LaunchRuns
-from prefect_vertex_launch.coordination.slots import slots_of
+from prefect_vertex_launch.coordination.launch_store import LaunchStore
+from prefect_vertex_launch.coordination.slots import QueueSlots
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
@@ -296,7 +296,7 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
     """The launch that an agent had made of an item, whose lease has ended since."""
     async with get_client() as client:
         block = await VertexLaunchQueue.aload(queue.name)
-        runs = LaunchRuns(
+        runs = LaunchStore(
             client, block_name=queue.name, entity=block.entity, queue=queue.name, owner_id=owner,
             clock=SystemClock(),
         )  # fmt: skip
@@ -304,11 +304,13 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
             popped = await wandb.pop(None)
         assert popped is not None
         assert popped.item_id == item_id
-        slots = slots_of(block, client, holder_id=owner, clock=SystemClock())
+        slots = QueueSlots(block, client, holder_id=owner, clock=SystemClock()).jobs
         await slots.ensure_limit()
         slot = await slots.try_take()
         assert slot is not None
-        flow_run = await runs.create(QueueItem.from_popped(popped), frozenset(), slots.labels_of(slot))
+        flow_run = await runs.create(
+            QueueItem.from_popped(popped).request(), frozenset(), slots.labels_of(slot)
+        )
 
     async def is_back() -> bool:
         return queue.item(item_id).state == "PENDING"

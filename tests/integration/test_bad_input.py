@@ -17,10 +17,10 @@ import pytest
 from prefect import State
 from prefect.client.schemas.objects import FlowRun, StateType
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
 from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer, prefect_client_of
 from tests.integration.launch_queue import POOL, LaunchQueue

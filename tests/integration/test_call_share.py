@@ -15,10 +15,10 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.coordination.call_share import CallShare
 from prefect_vertex_launch.coordination.heartbeat import HEARTBEAT_LABEL
-from prefect_vertex_launch.launch.queue_context import LaunchSession, open_session
+from prefect_vertex_launch.flows.agent import agent
+from prefect_vertex_launch.launch.queue_context import QueueContext, open_queue
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue
@@ -65,14 +65,12 @@ class Still(Looks):
 class Colleague:
     """An agent's flow run, the queue that it serves and its share of the calls."""
 
-    def __init__(self, client: PrefectClient, flow_run_id: UUID, session: LaunchSession) -> None:
+    def __init__(self, client: PrefectClient, flow_run_id: UUID, queue: QueueContext) -> None:
         self.client = client
         self.flow_run_id = flow_run_id
-        self.jobs = session.regions.services[0]
+        self.jobs = queue.services[0]
         self.looks = Looks()
-        self.share = CallShare(
-            client, flow_run_id, flow_name=agent.name, sessions=[session], clock=self.looks
-        )
+        self.share = CallShare(client, flow_run_id, queues=[queue], clock=self.looks)
 
     async def beat(self, heartbeat: int) -> None:
         await self.client.update_flow_run_labels(self.flow_run_id, {HEARTBEAT_LABEL: heartbeat})
@@ -100,8 +98,8 @@ async def join(prefect_api: PrefectServer, sandbox: Sandbox) -> AsyncIterator[Jo
             run = await client.create_flow_run(agent, parameters={"queues": [project]}, state=Running())
             queue = LaunchQueue(sandbox)
             await queue.create(project=project, location=f"region-{next(regions)}", calls_per_minute=300)
-            session = await stack.enter_async_context(open_session(queue.name, clock=Still()))
-            colleague = Colleague(client, run.id, session)
+            context = await stack.enter_async_context(open_queue(queue.name, clock=Still()))
+            colleague = Colleague(client, run.id, context)
             await colleague.beat(1)
             stack.push_async_callback(colleague.end)
             sharing = asyncio.create_task(colleague.share.keep_sharing())

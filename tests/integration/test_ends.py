@@ -18,10 +18,10 @@ from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelling
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.core.labels import ATTEMPT_LABEL, ITEM_LABEL, launch_key
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer, prefect_client_of, send_what_is_left
 from tests.integration.eventually import until

@@ -13,9 +13,9 @@ from prefect import State
 from prefect.utilities.callables import parameter_schema
 from pydantic import SecretStr
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.flows.enqueue import enqueue
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer

@@ -10,13 +10,14 @@ import pytest
 from prefect import State
 from typer.testing import CliRunner, Result
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.cli.adopt import read_foreign_job
 from prefect_vertex_launch.cli.main import app
-from prefect_vertex_launch.cli.status.queue_reader import open_prefect, read_status
-from prefect_vertex_launch.coordination.tags import item_of, owner_of
+from prefect_vertex_launch.cli.status.status import read_status
+from prefect_vertex_launch.coordination.launch_record import item_of, owner_of
+from prefect_vertex_launch.coordination.prefect_api import open_prefect
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue

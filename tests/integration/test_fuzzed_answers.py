@@ -17,9 +17,9 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 from pydantic import SecretStr
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.flows import launch
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.wandb.items import QueueItem, QueueItemState
 from tests.integration.eventually import until
@@ -55,8 +55,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         "prefect_vertex_launch.core.retry.FIRST_PAUSE_SECONDS": 0.1,
     }.items():
         monkeypatch.setattr(name, value)
-    for task in launch._TASKS.values():
-        monkeypatch.setattr(task, "retry_delay_seconds", [0.1] * 4)
+    for step in (launch.claim, launch.render, launch.submit, launch.wait, launch.report):
+        monkeypatch.setattr(step, "retry_delay_seconds", [0.1] * 4)
 
 
 @pytest.mark.timeout(60 + SECONDS)

@@ -14,10 +14,10 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from typer.testing import CliRunner, Result
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.cli.main import app
-from prefect_vertex_launch.cli.status.queue_reader import block_names
+from prefect_vertex_launch.coordination.prefect_api import block_names
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.wandb.backend import LAUNCH_PROJECT

@@ -11,9 +11,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.core.states import LaunchState
 from prefect_vertex_launch.flows import launch
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
@@ -219,8 +219,8 @@ async def test_an_agent_that_starts_while_wandb_is_away_carries_on_what_is_left_
 ):
     monkeypatch.setattr("prefect_vertex_launch.launch.outage.FIRST_PAUSE_SECONDS", 1.0)
     monkeypatch.setattr("prefect_vertex_launch.launch.outage.MAX_PAUSE_SECONDS", 1.0)
-    for task in launch._TASKS.values():
-        monkeypatch.setattr(task, "retry_delay_seconds", [0.1] * 4)
+    for step in (launch.claim, launch.render, launch.submit, launch.wait, launch.report):
+        monkeypatch.setattr(step, "retry_delay_seconds", [0.1] * 4)
     item_id = queue.push("sandbox/hold")
     first = serving(queue)
     await until_running(queue)

@@ -12,9 +12,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.cli.demo.servers import free_port
 from prefect_vertex_launch.core.states import LaunchState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer

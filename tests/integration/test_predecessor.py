@@ -11,9 +11,9 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Running
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.agent.standby import find_predecessor
 from prefect_vertex_launch.coordination.heartbeat import HEARTBEAT_LABEL
+from prefect_vertex_launch.flows.agent import agent
 from tests.integration.conftest import PrefectServer
 
 
@@ -58,7 +58,7 @@ class Scene:
     async def found_by(self, run: FlowRun) -> UUID | None:
         found = await find_predecessor(
             self.client, run.id, [self.queue],
-            flow_name=agent.name, is_over=lambda: self.is_over, clock=self.clock,
+            is_over=lambda: self.is_over, clock=self.clock,
         )  # fmt: skip
         return found and found.id
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect_vertex_launch.agent.agent import agent
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.launch_queue import LaunchQueue

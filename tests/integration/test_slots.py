@@ -8,7 +8,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from prefect_vertex_launch.coordination.launch_record import lease_of
-from prefect_vertex_launch.coordination.slots import slots_of
+from prefect_vertex_launch.coordination.slots import QueueSlots
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.flows.launch import launch
 from prefect_vertex_launch.sandbox.server import Sandbox
@@ -23,7 +23,9 @@ async def test_a_slot_that_a_restarted_server_only_counts_is_kept_and_gets_a_lea
     monkeypatch.setattr("prefect_vertex_launch.coordination.slots.RENEWAL_SECONDS", 0.0)
     block = await LaunchQueue(sandbox, max_jobs=max_jobs).create()
     async with get_client() as client:
-        slots, others = (slots_of(block, client, holder_id=uuid4(), clock=SystemClock()) for _ in range(2))
+        slots, others = (
+            QueueSlots(block, client, holder_id=uuid4(), clock=SystemClock()).jobs for _ in range(2)
+        )
         await slots.ensure_limit()
         slot = await slots.try_take()
         assert slot is not None

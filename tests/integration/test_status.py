@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.cli.demo.servers import free_port
 from prefect_vertex_launch.cli.main import app
-from prefect_vertex_launch.cli.status.queue_reader import open_prefect, open_queue
+from prefect_vertex_launch.cli.status.queue_reader import open_queue
+from prefect_vertex_launch.coordination.prefect_api import open_prefect
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
@@ -107,7 +108,7 @@ async def test_piped_output_has_one_line_for_each_item(queue: LaunchQueue) -> No
 async def test_while_a_job_runs_its_slot_is_counted_and_the_next_item_waits_for_it(
     queue: LaunchQueue,
 ) -> None:
-    from prefect_vertex_launch.agent.agent import agent
+    from prefect_vertex_launch.flows.agent import agent
 
     running = queue.push("python", "-c", "import time; time.sleep(60)", name="long")
     waiting = queue.push("python", "-c", "pass", name="next")

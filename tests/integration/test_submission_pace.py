@@ -16,11 +16,11 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.states import Cancelling
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.cli.demo.servers import free_port
-from prefect_vertex_launch.coordination.submission_rate import SubmissionPace
+from prefect_vertex_launch.coordination.submission_rate import SubmissionRate
 from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
 from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until
@@ -57,8 +57,8 @@ class Scene:
         self.agents = [self.agent(), self.agent()]
         self.name = f"vertex-launch-submissions:{self.project}:{HERE}"
 
-    def agent(self, submissions_per_minute: int = 50) -> SubmissionPace:
-        return SubmissionPace(
+    def agent(self, submissions_per_minute: int = 50) -> SubmissionRate:
+        return SubmissionRate(
             self.client,
             project=self.project,
             submissions_per_minute=submissions_per_minute,
@@ -171,7 +171,7 @@ async def test_a_limit_without_decay_stops_nobody_for_good(scene, caplog):
 async def test_without_prefect_a_process_keeps_to_the_number_alone(scene, caplog):
     async with PrefectClient(f"http://127.0.0.1:{free_port()}/api") as nobody:
         queues = [
-            SubmissionPace(nobody, project=scene.project, submissions_per_minute=5, clock=scene.clock)
+            SubmissionRate(nobody, project=scene.project, submissions_per_minute=5, clock=scene.clock)
             for _ in range(2)
         ]
         with caplog.at_level(logging.WARNING):

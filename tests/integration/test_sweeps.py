@@ -7,9 +7,9 @@ from typing import Any
 
 from prefect.client.orchestration import get_client
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.core.states import LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer
 from tests.integration.eventually import until

@@ -10,11 +10,11 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
-from prefect_vertex_launch.agent.agent import agent
 from prefect_vertex_launch.coordination.launch_record import lease_of
 from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
+from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.integration.conftest import PrefectServer

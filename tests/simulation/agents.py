@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,26 +15,28 @@ from prefect.exceptions import Abort
 from prefect.states import Completed, Crashed, Failed, Running
 
 from prefect_vertex_launch.agent.agent import Agent
-from prefect_vertex_launch.agent.queue_worker import StartLaunch
+from prefect_vertex_launch.agent.supervisor import StartLaunch
 from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.core.background import in_background
-from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Transient
+from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.core.shared_limit import shared_limit_name
-from prefect_vertex_launch.flows.launch import RETRY_DELAYS_SECONDS
+from prefect_vertex_launch.flows.launch import see_through
 from prefect_vertex_launch.launch.item import QueueItem
-from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.outage import Course, Step
-from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.launch.launch import Launch
+from prefect_vertex_launch.launch.queue_context import QueueContext
 from prefect_vertex_launch.launch.regions import Regions
 from prefect_vertex_launch.launch.stop_requests import watch_stops
+from tests.simulation import task_engine
 from tests.simulation.faults import Freeze
 from tests.simulation.ports import PagePort, PrefectPort, VertexPort, WandbPort
 from tests.simulation.process import Process, current
 from tests.simulation.vertex_model import LOCATION, PROJECT
 from tests.simulation.wandb_model import ENTITY, QUEUE
 from tests.simulation.world import World
+
+task_engine.install()
 
 # What the platform gives a process between SIGTERM and SIGKILL.
 TERMINATION_SECONDS = 30.0
@@ -96,24 +97,14 @@ def make_block(max_jobs: int, *, is_shared: bool = False, **changes: Any) -> Ver
 def engine_of(world: World, process: Process, client: PrefectPort) -> StartLaunch:
     """Return how a launch's flow run is started: as Prefect's engine does it."""
 
-    async def take(session: LaunchSession, live: LiveLaunch, step: Step) -> Any:
-        for delay in [*RETRY_DELAYS_SECONDS, None]:
-            try:
-                return await step(session, live)
-            except (Transient, OutcomeUnknown):
-                if delay is None:
-                    raise
-                await process.clock.sleep(delay * random.uniform(1.0, 1.3))
-        raise AssertionError("the last try either returns or raises")
-
-    async def run(flow_run: FlowRun, session: LaunchSession) -> State[Any]:
+    async def run(flow_run: FlowRun, context: QueueContext) -> State[Any]:
         state = await client.set_flow_run_state(flow_run.id, Running())
         if not state.is_running():
             return state
         item = QueueItem.model_validate(flow_run.parameters["item"])
-        live = session.live.get(item.item_id) or LiveLaunch(item=item, flow_run_id=flow_run.id)
+        launch = context.live.get(item.item_id) or Launch(item, flow_run.id, context)
         try:
-            ended = await Course(session, live, lambda step: take(session, live, step)).run()
+            ended = await see_through(launch)
         except Abort:
             raise
         except asyncio.CancelledError:
@@ -126,8 +117,8 @@ def engine_of(world: World, process: Process, client: PrefectPort) -> StartLaunc
             ended = Failed(message=str(error))
         return await client.set_flow_run_state(flow_run.id, ended)
 
-    def start(flow_run: FlowRun, session: LaunchSession) -> asyncio.Task[State[Any]]:
-        return asyncio.create_task(run(flow_run, session), name=f"launch {flow_run.name}")
+    def start(flow_run: FlowRun, context: QueueContext) -> asyncio.Task[State[Any]]:
+        return asyncio.create_task(run(flow_run, context), name=f"launch {flow_run.name}")
 
     return start
 
@@ -146,7 +137,7 @@ async def _serve(world: World, process: Process, block: VertexLaunchQueue, shape
     async with contextlib.AsyncExitStack() as stack:
         wandb = WandbPort(world, process)
         regions = Regions(cast("Any", _Block(block, world, process)), stack, clock=process.clock)
-        session = LaunchSession(
+        context = QueueContext(
             block_name="queue",
             block=block,
             wandb=cast("Any", wandb),
@@ -155,7 +146,7 @@ async def _serve(world: World, process: Process, block: VertexLaunchQueue, shape
             clock=process.clock,
         )
         await stack.enter_async_context(
-            in_background(lambda: watch_stops(session), "the watch for stop requests", process.clock)
+            in_background(lambda: watch_stops(context), "the watch for stop requests", process.clock)
         )
         agent = Agent(
             cast("Any", client),
@@ -165,7 +156,7 @@ async def _serve(world: World, process: Process, block: VertexLaunchQueue, shape
             clock=process.clock,
             start=engine_of(world, process, client),
         )
-        agent.add(session)
+        agent.add(context)
         ended: State[Any] = Crashed()
         try:
             ended = Completed(message=await agent.run())

@@ -11,26 +11,24 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_vertex_launch.agent import queue_worker
-from prefect_vertex_launch.agent.queue_worker import QueueServer
+from prefect_vertex_launch.agent import adoption
+from prefect_vertex_launch.agent.queue_worker import QueueWorker
 from prefect_vertex_launch.coordination import heartbeat, launch_store
 from prefect_vertex_launch.coordination.flow_run_page import FlowRunPage
-from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.slot import Slot
-from prefect_vertex_launch.core import states
+from prefect_vertex_launch.core import duplicates, states
 from prefect_vertex_launch.core.diagnosis import Category
+from prefect_vertex_launch.core.duplicates import Surplus
 from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Permanent, Problem, Refused
 from prefect_vertex_launch.core.retry_policy import Attempt, Policy, by_attempt
-from prefect_vertex_launch.core.states import Cancel, JobRecord, LaunchState
+from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.jobspec import render
-from prefect_vertex_launch.launch import find_jobs, stop_requests
-from prefect_vertex_launch.launch import outage as lifecycle
-from prefect_vertex_launch.launch import report as outcome
-from prefect_vertex_launch.launch import submit as steps
+from prefect_vertex_launch.launch import attempts, claim, find_jobs, report, stop_requests, submit
 from prefect_vertex_launch.launch.item import QueueItem, run_of
-from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.launch.launch import Launch
+from prefect_vertex_launch.launch.outage import Outages
 from prefect_vertex_launch.vertex import job_watcher
 from prefect_vertex_launch.vertex.job_watcher import JobWatcher
 from prefect_vertex_launch.wandb.queue import PoppedItem
@@ -49,30 +47,30 @@ async def _find_nobody(*_: Any) -> set[Any]:
 @noticed_by(Play("poison, and a good one behind it"), 9)
 def poison_delays_others(patch: pytest.MonkeyPatch) -> None:
     """After an item that cannot be launched nothing is taken for an hour."""
-    begin = QueueServer._begin
+    begin = QueueWorker._begin
 
-    async def begin_and_pause(self: QueueServer, popped: PoppedItem, slot: Slot) -> None:
+    async def begin_and_pause(self: QueueWorker, popped: PoppedItem, slot: Slot) -> None:
         await begin(self, popped, slot)
-        if popped.item_id in self._carried:
-            await asyncio.wait({self._carried[popped.item_id]}, timeout=5.0)
-            if popped.item_id not in self._carried:
+        if popped.item_id in self._supervisor._tasks:
+            await asyncio.wait({self._supervisor._tasks[popped.item_id]}, timeout=5.0)
+            if popped.item_id not in self._supervisor._tasks:
                 await self._clock.sleep(3600.0)
 
-    patch.setattr(QueueServer, "_begin", begin_and_pause)
+    patch.setattr(QueueWorker, "_begin", begin_and_pause)
 
 
 @noticed_by(Play("happy"), 1)
 def item_acknowledged_before_its_flow_run(patch: pytest.MonkeyPatch) -> None:
     """An item is acknowledged at W&B before it is in any book."""
-    begin = QueueServer._begin
+    begin = QueueWorker._begin
 
-    async def acknowledge_and_begin(self: QueueServer, popped: PoppedItem, slot: Slot) -> None:
+    async def acknowledge_and_begin(self: QueueWorker, popped: PoppedItem, slot: Slot) -> None:
         item = QueueItem.from_popped(popped)
         run = run_of(item.require_spec(), item.item_id)
-        await self.session.wandb.acknowledge(item.item_id, run.run_id)
+        await self.context.wandb.acknowledge(item.item_id, run.run_id)
         await begin(self, popped, slot)
 
-    patch.setattr(QueueServer, "_begin", acknowledge_and_begin)
+    patch.setattr(QueueWorker, "_begin", acknowledge_and_begin)
 
 
 @noticed_by(Seed(5), 1, 2, 5, 13)
@@ -96,8 +94,8 @@ def settled_launch_begun_again(patch: pytest.MonkeyPatch) -> None:
 def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
     """A job is created without a look for one that is there already."""
 
-    async def look_away(session: LaunchSession, live: LiveLaunch) -> None:
-        live.looked_in, live.looked_at = find_jobs._own_parents(session, live), session.clock.monotonic()
+    async def look_away(launch: Launch) -> None:
+        launch.looked_in, launch.looked_at = find_jobs.own_parents(launch), launch.context.clock.monotonic()
 
     patch.setattr(find_jobs, "find", look_away)
 
@@ -111,53 +109,48 @@ def label_differs_each_time(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(3), 2, 10)
 def unknown_outcome_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """A create without an answer counts as refused, and nobody looks again."""
-    create = find_jobs._create
+    create = submit._create_attempt
 
-    async def create_once(session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
+    async def create_once(launch: Launch) -> JobRecord | None:
         try:
-            return await create(session, live)
+            return await create(launch)
         except OutcomeUnknown as error:
             raise Refused(Problem("create", str(error))) from error
 
     patch.setattr(find_jobs, "find_later", do_nothing)
-    patch.setattr(find_jobs, "_create", create_once)
+    patch.setattr(submit, "_create_attempt", create_once)
 
 
 @noticed_by(Seed(2), 10)
 def outage_taken_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """An outage that outlasts the retries of a step ends the launch."""
-    settled = lifecycle.Course._settled
 
-    async def settled_anyhow(self: lifecycle.Course) -> Any:
-        try:
-            return await settled(self)
-        except LaunchError as error:
-            self._live.refusal = Permanent(Problem("a step", str(error)))
-            return await settled(self)
+    async def refuse(self: Outages, error: Exception) -> None:
+        self._launch.refusal = Permanent(Problem("a step", str(error)))
 
-    patch.setattr(lifecycle.Course, "_settled", settled_anyhow)
+    patch.setattr(Outages, "sit_out", refuse)
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
 def duplicate_never_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Two live jobs of one attempt both run on."""
-    for module in (states, job_watcher):
+    for module in (find_jobs, job_watcher):
         patch.setattr(module, "surplus", lambda *_: None)
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
 def duplicate_cancelled_late(patch: pytest.MonkeyPatch) -> None:
     """Of two live jobs of one attempt the one too many is cancelled when it is nine minutes old."""
-    surplus = states.surplus
+    surplus = duplicates.surplus
 
-    def late(jobs: Iterable[JobRecord], attempt: int = 1) -> Cancel | None:
-        too_many = surplus(jobs, attempt)
+    def late(jobs: Iterable[JobRecord]) -> Surplus | None:
+        too_many = surplus(jobs)
         if too_many is None or too_many.job.create_time is None or too_many.job.update_time is None:
             return None
         age = too_many.job.update_time - too_many.job.create_time
         return too_many if age.total_seconds() > 540.0 else None
 
-    for module in (states, job_watcher):
+    for module in (find_jobs, job_watcher):
         patch.setattr(module, "surplus", late)
 
 
@@ -176,20 +169,20 @@ def no_last_looks(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(1), 2)
 def old_look_taken_for_new(patch: pytest.MonkeyPatch) -> None:
     """A job is created however long ago others were looked for."""
-    patch.setattr(find_jobs, "STALE_SECONDS", float("inf"))
+    patch.setattr(submit, "STALE_SECONDS", float("inf"))
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
 def older_duplicate_cancelled(patch: pytest.MonkeyPatch) -> None:
     """Of two live jobs of one attempt the older one goes."""
 
-    def oldest(jobs: Sequence[JobRecord], _attempt: int = 1) -> Cancel | None:
-        live = sorted((job for job in jobs if not job.is_terminal), key=states.age)
+    def oldest(jobs: Sequence[JobRecord]) -> Surplus | None:
+        live = sorted((job for job in jobs if not job.is_terminal), key=duplicates.age)
         if len(live) < 2 or live[0].launch_state is LaunchState.CANCELLING:
             return None
-        return Cancel(live[0], "it is the oldest")
+        return Surplus(live[0], "it is the oldest")
 
-    for module in (states, job_watcher):
+    for module in (find_jobs, job_watcher):
         patch.setattr(module, "surplus", oldest)
 
 
@@ -198,37 +191,37 @@ def younger_duplicate_speaks(patch: pytest.MonkeyPatch) -> None:
     """Of two jobs of one attempt the end of the younger one is reported."""
 
     def youngest(jobs: Sequence[JobRecord]) -> list[JobRecord]:
-        return [max(attempt, key=find_jobs.age) for attempt in by_attempt(jobs).values()]
+        return [max(attempt, key=duplicates.age) for attempt in by_attempt(jobs).values()]
 
-    patch.setattr(find_jobs, "_ended", youngest)
+    patch.setattr(attempts, "ended_of", youngest)
 
 
 @noticed_by(Deaths("long", LATE_SECONDS), 2)
 def first_end_is_the_last_word(patch: pytest.MonkeyPatch) -> None:
     """A job's end is its launch's, without a look for another job of the attempt."""
 
-    async def watched(_session: LaunchSession, live: LiveLaunch) -> JobRecord | None:
-        return live.job
+    async def watched(launch: Launch) -> JobRecord | None:
+        return launch.job
 
     patch.setattr(find_jobs, "find_last_word", watched)
 
 
 @noticed_by(Deaths("happy", change=Change.REGION), 2)
-def whereabouts_not_noted(patch: pytest.MonkeyPatch) -> None:
+def parents_not_recorded(patch: pytest.MonkeyPatch) -> None:
     """A launch is looked for only where the queue sends its jobs by now."""
-    patch.setattr(queue_worker, "whereabouts_of", lambda _: frozenset())
+    patch.setattr(adoption, "parents_of", lambda _: frozenset())
 
 
 @noticed_by(Deaths("happy", change=Change.LOCKS), 2)
 def left_jobs_left(patch: pytest.MonkeyPatch) -> None:
     """An item that cannot be launched any more is refused, whatever runs for it already."""
-    patch.setattr(steps, "find_left_job", do_nothing)
+    patch.setattr(find_jobs, "find_left_job", do_nothing)
 
 
 @noticed_by(Seed(338), 10)
 def refused_at_wandb_for_good(patch: pytest.MonkeyPatch) -> None:
     """Somebody whom W&B denies the queue for a while takes that for the item's fault."""
-    patch.setattr(steps, "denial_passes", nullcontext)
+    patch.setattr(claim, "waiting_if_denied", nullcontext)
 
 
 @noticed_by(Seed(3), 10)
@@ -238,13 +231,13 @@ def never_adopted(patch: pytest.MonkeyPatch) -> None:
     async def none(*_: Any) -> list[FlowRun]:
         return []
 
-    patch.setattr(LaunchRuns, "find_orphans", none)
+    patch.setattr(LaunchStore, "find_orphans", none)
 
 
 @noticed_by(Seed(6), 1, 2, 6)
 def other_agents_taken_for_gone(patch: pytest.MonkeyPatch) -> None:
     """Launches are adopted from agents that are at work."""
-    patch.setattr(heartbeat.Colleagues, "at_work", _find_nobody)
+    patch.setattr(heartbeat.AgentObserver, "at_work", _find_nobody)
 
 
 @noticed_by(Seed(0), 10)
@@ -268,20 +261,20 @@ def never_in_doubt(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(526), 1, 2, 6)
 def launches_of_others_kept(patch: pytest.MonkeyPatch) -> None:
     """An agent that was taken for gone goes on with what is another one's."""
-    patch.setattr(QueueServer, "let_go_of_others", do_nothing)
+    patch.setattr(QueueWorker, "let_go_of_others", do_nothing)
 
 
 @noticed_by(Seed(3), 8)
 def hand_over_cancels_jobs(patch: pytest.MonkeyPatch) -> None:
     """An agent that ends cancels the jobs of its launches."""
-    hand_over = QueueServer.hand_over
+    hand_over = QueueWorker.hand_over
 
-    async def cancel_and_hand_over(self: QueueServer) -> None:
-        for live in [live for live in self.session.live.values() if live.job is not None]:
-            await (await self.session.regions.of(live.job.name)).jobs.cancel(live.job.name)
+    async def cancel_and_hand_over(self: QueueWorker) -> None:
+        for launch in [launch for launch in self.context.live.values() if launch.job is not None]:
+            await (await self.context.regions.of(launch.job.name)).jobs.cancel(launch.job.name)
         await hand_over(self)
 
-    patch.setattr(QueueServer, "hand_over", cancel_and_hand_over)
+    patch.setattr(QueueWorker, "hand_over", cancel_and_hand_over)
 
 
 @noticed_by(Seed(7), 2, 6)
@@ -325,13 +318,18 @@ def unknown_state_taken_for_an_end(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Play("program fails"), 6)
 def end_not_reported(patch: pytest.MonkeyPatch) -> None:
     """W&B is not told how a launch ended."""
-    patch.setattr(steps, "report", _say_done)
+    patch.setattr(report, "report", _say_done)
 
 
 @noticed_by(Play("poison, and a good one behind it"), 6)
 def refusal_not_reported(patch: pytest.MonkeyPatch) -> None:
     """W&B is not told that an item cannot be launched."""
-    patch.setattr(steps, "refuse", _say_done)
+    said = report.report
+
+    async def say_done_of_refusals(launch: Launch) -> str:
+        return await (said(launch) if launch.refusal is None else _say_done())
+
+    patch.setattr(report, "report", say_done_of_refusals)
 
 
 @noticed_by(Seed(1), 6)
@@ -341,42 +339,42 @@ def missing_run_not_reported(patch: pytest.MonkeyPatch) -> None:
     async def shows_up(*_: Any) -> bool:
         return True
 
-    patch.setattr(outcome, "_run_shows_up", shows_up)
+    patch.setattr(report, "_run_shows_up", shows_up)
 
 
 @noticed_by(Play("preempted once"), 10)
 def never_launched_again(patch: pytest.MonkeyPatch) -> None:
     """A run that was preempted is over."""
-    patch.setattr(find_jobs, "_policy", lambda _session, live: Policy(0, live.plans))
+    patch.setattr(attempts, "_policy", lambda launch: Policy(0, launch.plans))
 
 
 @noticed_by(Seed(0), 10)
 def launched_again_without_end(patch: pytest.MonkeyPatch) -> None:
     """A run that is preempted is launched again as often as that happens."""
-    patch.setattr(find_jobs, "_policy", lambda _session, live: Policy(1_000_000, live.plans))
+    patch.setattr(attempts, "_policy", lambda launch: Policy(1_000_000, launch.plans))
 
 
 @noticed_by(Seed(0), 10)
 def earlier_attempts_forgotten(patch: pytest.MonkeyPatch) -> None:
     """Only the last attempt counts when it is decided whether another one follows."""
-    categories = find_jobs._categories
+    categories = attempts._categories
 
-    def last(session: LaunchSession, live: LiveLaunch, ended: Sequence[JobRecord]) -> list[Category]:
-        return categories(session, live, ended[-1:])
+    def last(launch: Launch, ended: Sequence[JobRecord]) -> list[Category]:
+        return categories(launch, ended[-1:])
 
-    patch.setattr(find_jobs, "_categories", last)
+    patch.setattr(attempts, "_categories", last)
 
 
 @noticed_by(Play("preempted once"), 2, 10)
 def attempt_number_stays(patch: pytest.MonkeyPatch) -> None:
     """Every attempt of a run is its first."""
-    following = find_jobs.next_attempt
+    following = attempts.next_attempt
 
     def first(ended: Sequence[Category], policy: Policy) -> Attempt | None:
         attempt = following(ended, policy)
         return attempt and Attempt(1, attempt.plan)
 
-    patch.setattr(find_jobs, "next_attempt", first)
+    patch.setattr(attempts, "next_attempt", first)
 
 
 @noticed_by(Play("cancelled in Prefect"), 7, 10)
@@ -398,10 +396,10 @@ def cancel_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
     async def is_to_end(*_: Any) -> bool:
         return False
 
-    patch.setattr(LaunchRuns, "_is_to_end", is_to_end)
+    patch.setattr(LaunchStore, "_is_to_end", is_to_end)
 
 
 @noticed_by(Seed(45), 2)
-def twin_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
+def duplicate_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
     """Whoever adopts a launch does not know that a second job was created, where there may be a first one."""
     patch.setattr(FlowRunPage, "mark", do_nothing)

@@ -8,15 +8,15 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_vertex_launch.agent.queue_worker import QueueServer
+from prefect_vertex_launch.agent.adoption import Adoption
+from prefect_vertex_launch.agent.supervisor import Supervisor
 from prefect_vertex_launch.coordination import slots
 from prefect_vertex_launch.coordination.launch_record import lease_of
-from prefect_vertex_launch.coordination.launch_store import LaunchRuns
+from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.coordination.slots import Slots
-from prefect_vertex_launch.launch import submit as steps
-from prefect_vertex_launch.launch.launch import LiveLaunch
-from prefect_vertex_launch.launch.queue_context import LaunchSession
+from prefect_vertex_launch.launch import submit
+from prefect_vertex_launch.launch.launch import Launch
 from tests.simulation.mutant import Gaps, Seed, do_nothing, noticed_by
 
 
@@ -35,27 +35,27 @@ def limit_ignored(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(2), 3)
 def slot_freed_at_submission(patch: pytest.MonkeyPatch) -> None:
     """A slot is given back once the job is created."""
-    submit = steps.submit
+    submit_job = submit.submit
 
-    async def submit_and_free(session: LaunchSession, live: LiveLaunch) -> str:
-        name = await submit(session, live)
-        live.job_ended.set()
+    async def submit_and_free(launch: Launch, *, may_create: bool = True) -> str:
+        name = await submit_job(launch, may_create=may_create)
+        launch.job_ended.set()
         return name
 
-    patch.setattr(steps, "submit", submit_and_free)
+    patch.setattr(submit, "submit", submit_and_free)
 
 
 @noticed_by(Seed(17), 3, 4)
 def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
     """The slot of a launch that is left to another agent is given back though its job runs on."""
-    leave = QueueServer._leave
+    leave = Supervisor._leave
 
-    async def leave_without(self: QueueServer, flow_run: FlowRun) -> None:
+    async def leave_without(self: Supervisor, flow_run: FlowRun) -> None:
         if lease_id := lease_of(flow_run.labels):
-            await self._slots._client.release_concurrency_slots_with_lease(lease_id=lease_id)
+            await self._store._client.release_concurrency_slots_with_lease(lease_id=lease_id)
         await leave(self, flow_run)
 
-    patch.setattr(QueueServer, "_leave", leave_without)
+    patch.setattr(Supervisor, "_leave", leave_without)
 
 
 @noticed_by(Seed(4), 4)
@@ -79,7 +79,7 @@ def live_slots_mended_away(patch: pytest.MonkeyPatch) -> None:
     async def none_noted(*_: Any) -> set[UUID]:
         return set()
 
-    patch.setattr(LaunchRuns, "slots_noted", none_noted)
+    patch.setattr(LaunchStore, "with_slot", none_noted)
 
 
 @noticed_by(Seed(1), 4, 10)
@@ -98,13 +98,13 @@ def lost_slots_of_shared_limits_not_mended(patch: pytest.MonkeyPatch) -> None:
 def slot_given_back_by_who_had_it_before(patch: pytest.MonkeyPatch) -> None:
     """An agent gives back a slot that went to another one with its launch, and counts one that is gone."""
 
-    async def give_back(_self: QueueServer, live: LiveLaunch, slots: Slots) -> None:
-        await slots.release(live.slot)
+    async def give_back(_self: Supervisor, launch: Launch, slots: Slots) -> None:
+        await slots.release(launch.slot)
 
     async def is_own(_self: Slots, _slot: Slot) -> bool:
         return False
 
-    patch.setattr(QueueServer, "_give_back", give_back)
+    patch.setattr(Supervisor, "_give_back", give_back)
     patch.setattr(Slots, "_is_taken", is_own)
 
 
@@ -118,13 +118,13 @@ def leases_never_renewed(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(64), 4)
 def slots_given_back_too_late(patch: pytest.MonkeyPatch) -> None:
     """A slot is left to its lease when its launch has ended."""
-    patch.setattr(QueueServer, "_give_back", do_nothing)
+    patch.setattr(Supervisor, "_give_back", do_nothing)
 
 
 @noticed_by(Seed(508), 3, 4)
 def items_taken_before_adoption(patch: pytest.MonkeyPatch) -> None:
     """New items are taken while nobody knows what runs unattended, on slots that are not free."""
-    patch.setattr(QueueServer, "_knows_who_carries_what", lambda _: True)
+    patch.setattr(Adoption, "is_clear", lambda _: True)
 
 
 @noticed_by(Seed(69), 3, 4)
@@ -136,4 +136,4 @@ def ended_lease_taken_for_a_forgotten_one(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(790), 3)
 def job_created_though_its_slot_is_lost(patch: pytest.MonkeyPatch) -> None:
     """A launch that has lost its slot before it had a job creates that all the same."""
-    patch.setattr(LaunchSession, "has_slot", lambda *_: True)
+    patch.setattr(Launch, "has_slot", lambda *_: True)

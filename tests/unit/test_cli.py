@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 from wandb.sdk.lib.wbauth.validation import check_api_key
 
-from prefect_vertex_launch.cli.errors import NOT_READY, USAGE, CommandError, as_command_error, no_such_block
+from prefect_vertex_launch.cli.errors import NOT_READY, USAGE, CommandError, as_command_error
 from prefect_vertex_launch.cli.main import API_KEY, app
+from prefect_vertex_launch.coordination.prefect_api import no_such_block
 from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
 
 COMMANDS = ([], ["demo"], ["sandbox"], ["sandbox", "up"], ["agent"], ["status"], ["migrate"], ["adopt"])
@@ -98,7 +99,8 @@ def test_a_lease_of_the_sandbox_takes_60_seconds_unless_told_otherwise():
 
 
 def test_a_missing_block_is_answered_with_the_ones_there_are_and_the_nearest():
-    error = no_such_block("vertex-a10", ["cpu", "vertex-a100"])
+    error = as_command_error(no_such_block("vertex-a10", ["cpu", "vertex-a100"]))
+    assert error is not None
     assert error.code == NOT_READY
     assert str(error) == (
         "error: there is no VertexLaunchQueue block named 'vertex-a10'\n"
@@ -107,7 +109,7 @@ def test_a_missing_block_is_answered_with_the_ones_there_are_and_the_nearest():
 
 
 def test_without_any_block_the_hint_says_how_to_make_one():
-    assert "make blocks" in no_such_block("demo", []).hint
+    assert "make blocks" in str(as_command_error(no_such_block("demo", [])))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from prefect_vertex_launch.cli.status.queue_reader import ItemStatus, QueueStatus
+from prefect_vertex_launch.cli.status.item_status import ItemStatus
+from prefect_vertex_launch.cli.status.queue_reader import QueueStatus
 from prefect_vertex_launch.cli.status.table import age_text, as_text, print_tables, state_text
 from prefect_vertex_launch.core.states import LaunchState
 

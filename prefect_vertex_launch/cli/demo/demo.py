@@ -34,7 +34,8 @@ from prefect_vertex_launch.cli.errors import FAILED, OK, CommandError
 if TYPE_CHECKING:
     from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
     from prefect_vertex_launch.cli.demo.view import DemoView
-    from prefect_vertex_launch.cli.status.queue_reader import ItemStatus, QueueReader, QueueStatus
+    from prefect_vertex_launch.cli.status.item_status import ItemStatus
+    from prefect_vertex_launch.cli.status.queue_reader import QueueReader, QueueStatus
 
 ENTITY, PROJECT, QUEUE, BLOCK = "sandbox", "demo", "vertex-demo", "demo"
 GOOGLE_PROJECT, LOCATION = "demo-project", "us-central1"
@@ -247,8 +248,9 @@ def _stop_running(api: Any, item: ItemStatus) -> bool:
 
 async def _serve(view: DemoView, block: VertexLaunchQueue, pushing: asyncio.Task[None]) -> dict[str, Outcome]:
     """Run the agent until the queue is drained, and return what became of each run."""
-    from prefect_vertex_launch.agent.agent import agent
-    from prefect_vertex_launch.cli.status.queue_reader import open_prefect, open_queue
+    from prefect_vertex_launch.cli.status.queue_reader import open_queue
+    from prefect_vertex_launch.coordination.prefect_api import open_prefect
+    from prefect_vertex_launch.flows.agent import agent
 
     async with open_prefect() as client, open_queue(client, BLOCK) as reader:
         api = await asyncio.to_thread(block.wandb_credentials.get_client)

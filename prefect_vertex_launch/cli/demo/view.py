@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from prefect_vertex_launch.cli.demo.runs import RUNS, DemoRun, Outcome
-from prefect_vertex_launch.cli.status.queue_reader import ItemStatus, QueueStatus
+from prefect_vertex_launch.cli.status.item_status import ItemStatus
+from prefect_vertex_launch.cli.status.queue_reader import QueueStatus
 from prefect_vertex_launch.cli.status.table import state_text
 
 PIPE_COLUMNS = 120

@@ -31,7 +31,7 @@ from prefect_vertex_launch.cli.migrate.plan import (
     write,
 )
 from prefect_vertex_launch.cli.migrate.queue_review import QueueReview, review_queue
-from prefect_vertex_launch.cli.status.queue_reader import open_prefect
+from prefect_vertex_launch.coordination.prefect_api import open_prefect
 from prefect_vertex_launch.core.errors import NotFound, Problem
 from prefect_vertex_launch.core.json_value import is_object
 from prefect_vertex_launch.core.shared_limit import shared_limit_name

@@ -16,7 +16,7 @@ from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.cli.errors import NOT_READY, CommandError
-from prefect_vertex_launch.cli.status.queue_reader import block_names
+from prefect_vertex_launch.coordination.prefect_api import block_names
 
 POOL = "vertex-launch"
 

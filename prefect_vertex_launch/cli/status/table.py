@@ -7,13 +7,15 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from prefect_vertex_launch.cli.status.queue_reader import ItemStatus, QueueStatus, open_prefect, read_status
+from prefect_vertex_launch.cli.status.item_status import ItemStatus
+from prefect_vertex_launch.cli.status.queue_reader import QueueStatus
+from prefect_vertex_launch.cli.status.status import read_status
+from prefect_vertex_launch.coordination.prefect_api import open_prefect
 
 # State, symbol, colour: never the colour alone.
 _LOOKS = {
     "waiting": ("…", "dim"),
     "leased": ("…", "dim"),
-    "popped": ("⟳", "cyan"),
     "claimed": ("⟳", "cyan"),
     "submitted": ("⟳", "cyan"),
     "queued": ("…", "yellow"),
@@ -36,7 +38,7 @@ _PIPE_COLUMNS = ("ITEM", "RUN", "STATE", "WHY", "AGE", "JOB", "W&B", "VERTEX", "
 async def show_status(block_name: str | None, *, ended_limit: int, as_json: bool) -> bool:
     """Print the queues; return whether every system could be read.
 
-    Raises CommandError when Prefect does not answer or there is no such block.
+    Raises LaunchError when Prefect does not answer or there is no such block.
     """
     async with open_prefect() as client:
         queues = await read_status(client, block_name, ended_limit=ended_limit)
