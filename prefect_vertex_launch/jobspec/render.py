@@ -48,7 +48,8 @@ from prefect_vertex_launch.jobspec.environment import RUN_GROUP, launch_environm
 from prefect_vertex_launch.jobspec.filled_config import fill_config
 from prefect_vertex_launch.jobspec.job_fields import JobFields
 from prefect_vertex_launch.jobspec.launch_pools import LaunchPools, find_launch_pools
-from prefect_vertex_launch.jobspec.locks import LaunchProgram, check_locks, own_words
+from prefect_vertex_launch.jobspec.locks import LaunchProgram, check_locks
+from prefect_vertex_launch.jobspec.own_words import own_words
 from prefect_vertex_launch.jobspec.redaction import is_secret_name, mask, redacted_job
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
 
