@@ -23,7 +23,8 @@ from served_vertex import job
 from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.core.vertex_types import CustomJob, ListCustomJobsResponse
-from prefect_vertex_launch.vertex.jobs import VertexJobs, as_record
+from prefect_vertex_launch.vertex.job_record import as_record
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.queue import AgentStatus, RunPath, WandbQueue
 from tests.unit.json_fuzz import mutated
 
