@@ -324,10 +324,6 @@ class WandbQueue:
         run = RunPath(entity, project, run_id)
         return await runs.read_run_state(self._graphql, run, own_entity=self.entity)
 
-    async def stop_run(self, run: RunPath) -> None:
-        """Ask W&B to stop a run: it ends itself when it next talks to W&B, and we hear of it too."""
-        await runs.stop_run(self._graphql, run)
-
     async def read_sweep_state(self, entity: str, project: str, sweep_id: str) -> str | None:
         """Return a sweep's state (`RUNNING`, `PAUSED`, `FINISHED`, …), or None: no such sweep is seen."""
         return await sweeps.read_sweep_state(self._graphql, entity, project, sweep_id)
