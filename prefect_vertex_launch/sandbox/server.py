@@ -121,7 +121,7 @@ class Sandbox:
         wandb_port, rest_port, grpc_port = self._ports
         self._stack.callback(self._records.close)
         google = await self._serve("google", google_app(self.secrets), 0)
-        self.vertex.container_variables = container_variables(google.url)
+        self.vertex.container_variables.update(container_variables(google.url))
         await self.vertex.start()
         self._stack.push_async_callback(self.vertex.aclose)
         self.vertex_grpc_url = await self._serve_jobs(grpc_port)
