@@ -30,15 +30,7 @@ from typing import Any, Final
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import shown
-from prefect_vertex_launch.core.labels import (
-    ATTEMPT_LABEL,
-    ITEM_LABEL,
-    QUEUE_LABEL,
-    RUN_ID_LABEL,
-    label_value,
-    launch_key,
-    queue_key,
-)
+from prefect_vertex_launch.core.labels import label_value
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.bootstrap import put_in_front
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig
@@ -52,18 +44,6 @@ from prefect_vertex_launch.jobspec.locks import LaunchProgram, check_locks
 from prefect_vertex_launch.jobspec.own_words import own_words
 from prefect_vertex_launch.jobspec.redaction import is_secret_name, mask, redacted_job
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
-
-__all__ = [
-    "ATTEMPT_LABEL",
-    "ITEM_LABEL",
-    "QUEUE_LABEL",
-    "RUN_ID_LABEL",
-    "LaunchContext",
-    "Rendering",
-    "launch_key",
-    "queue_key",
-    "render",
-]
 
 # Arguments that name a resource as projects/…/locations/<region>/…
 _REGIONAL: Final = (

@@ -47,7 +47,8 @@ from prefect_vertex_launch.core.states import (
     age,
     decide,
 )
-from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
+from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.render import Rendering, render
 from prefect_vertex_launch.launch import preparation
 from prefect_vertex_launch.launch.denial import denial_passes
 from prefect_vertex_launch.launch.item import QueueItem

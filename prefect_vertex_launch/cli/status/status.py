@@ -28,8 +28,8 @@ from prefect_vertex_launch.coordination.tags import PRODUCT_TAG, queue_tag
 from prefect_vertex_launch.coordination.whereabouts import whereabouts_of
 from prefect_vertex_launch.core.diagnosis import console_url, diagnose, logs_url
 from prefect_vertex_launch.core.errors import LaunchError, NotFound
+from prefect_vertex_launch.core.labels import ITEM_LABEL, QUEUE_LABEL, launch_key, queue_key
 from prefect_vertex_launch.core.states import ItemState, JobRecord, LaunchState
-from prefect_vertex_launch.jobspec.render import ITEM_LABEL, QUEUE_LABEL, launch_key, queue_key
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.outcome import run_url, summary_of
 from prefect_vertex_launch.launch.regions import PARENT
