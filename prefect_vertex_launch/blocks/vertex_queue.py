@@ -65,7 +65,7 @@ class VertexLaunchQueue(QueueFields, Block):
     @classmethod
     @cache
     def _schema_made_once(cls, args: tuple[Any, ...], kwargs: frozenset[tuple[str, Any]]) -> dict[str, Any]:
-        # Prefect asks for the schema anew for each field of a block that it saves, 40 times and more.
+        # Prefect asks for the schema again for each field of a block that it saves: 40 times and more.
         return super().model_json_schema(*args, **dict(kwargs))
 
     @model_validator(mode="after")
@@ -109,7 +109,7 @@ class VertexLaunchQueue(QueueFields, Block):
     def scheduler_locks(self) -> Locks:
         """Return what the sweep schedulers of this queue are locked to.
 
-        The block's image for them, and the command that W&B gives them, are as good as its own word.
+        The block's image for them and the command that W&B gives them are allowed as well.
         """
         locks = self.locks()
         image = () if self.scheduler_image is None else (self.scheduler_image,)

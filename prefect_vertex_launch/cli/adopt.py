@@ -152,7 +152,7 @@ class _Adopter:
         return bool(await self.client.read_flow_runs(flow_run_filter=selection, limit=1))
 
     async def _why_not(self, item_id: str, run_id: str | None) -> str:
-        """Return why W&B's state of the item speaks against it; nothing as a rule.
+        """Return why W&B's state of the item forbids it; an empty text if it does not.
 
         An agent that is stopped fails the items of the jobs whose runs have not called wandb.init
         yet, and leaves the jobs running: they are adopted, too.

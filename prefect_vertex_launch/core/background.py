@@ -18,7 +18,7 @@ RESTART_SECONDS = 5.0
 async def in_background(work: Callable[[], Awaitable[None]], name: str, clock: Clock) -> AsyncGenerator[None]:
     """Run an endless `work` beside the body and end it with the body.
 
-    Should it fail in a way nobody foresaw it is started again: one broken answer must not leave
+    If it fails in a way that nobody foresaw, it is started again: one broken answer must not leave
     every waiting launch without its watcher.
     """
 

@@ -1,8 +1,8 @@
-"""What a queue's block locks its jobs to, held against the job as it would be created.
+"""The locks of a queue's block, and the check of a finished job against them.
 
-Only the block is trusted: what W&B hands out, the queue's configuration there included, cannot be told
-apart from what a submitter wrote. So each lock accepts what it lists and what the block's own `spec` and
-`run` say; a value of the block with one of the launch's macros in it is the submitter's and not its own.
+Only the block is trusted: whatever comes from W&B, also the queue's configuration, may have been written
+by the person who launches. So each lock accepts what it lists and what the block itself says
+(own_words.py).
 
     images            of every pool, containers and executors of Python packages
     entry points      of the launch, its own or the one of its W&B job
@@ -13,8 +13,8 @@ A command is matched as its words in the form of `shlex.join`, a Python package 
 package URIs. `*` in a pattern stands for any text. A container without a command runs its image's own
 program, or its `args` where the image has no entry point: there the args are matched as the command.
 
-A locked command is worth nothing if something else decides what it does. So with the commands locked
-also these are refused unless the block itself says so: code of a W&B job, environment variables other
+A locked command is worth nothing if something else decides what it does. So where commands are locked,
+these are refused as well, unless the block itself says so: code of a W&B job, environment variables other
 than the launch's own, and shells from the console.
 """
 
@@ -133,7 +133,7 @@ def _json_of(job: CustomJob) -> dict[str, Any]:
 
 
 class _Check:
-    """One job being held against the locks."""
+    """One check of a job against the locks."""
 
     def __init__(
         self, program: LaunchProgram, locks: Locks, own: OwnWords, path_of: PathOf, findings: Findings
@@ -181,7 +181,7 @@ class _Check:
         words, where = self._program.entry_point, "overrides.entry_point"
         if not words:
             words, where = self._program.job_entry_point, "job"
-            # A job's entry point gives way to the queue's command.
+            # The queue's command, if it has one, is used instead of the job's entry point.
             commands = [tuple(pool.get("container_spec", {}).get("command", ())) for pool in pools]
             if words not in commands:
                 return
@@ -226,7 +226,7 @@ class _Check:
         if reference is None:
             self._refuse(where, f"{shown(image)} is not a plain image reference", patterns, "Allowed images")
             return
-        # Beside a digest a tag says nothing: whoever pulls the image goes by the digest.
+        # Where there is a digest, whoever pulls the image ignores the tag.
         digest = reference["digest"]
         text = f"{reference['name']}{digest}" if digest else image
         if not _matches(text, patterns):
@@ -241,7 +241,7 @@ class _Check:
         self._variables(task, at(where, "env"))
         launched = self._program.entry_point or self._program.job_entry_point
         if task.get("command") and words == launched and self._locks.entry_points is not None:
-            return  # it has been held against its own lock
+            return  # _entry_points has checked it
         if self._own.has_command(words) or _matches(shlex.join(words), patterns):
             return
         name, what = "command", f"{shown(shlex.join(words))} is not an allowed command"

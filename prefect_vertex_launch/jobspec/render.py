@@ -9,8 +9,8 @@ What a launch adds to a queue's configuration:
     env            W&B's variables, after the queue's own, for each pool that runs the launch: unless
                    `launch.command_pools` says otherwise, its image is or contains `${image_uri}`, or
                    equals the image. A queue's variable of the same name gives way (a warning says so).
-                   The first of these pools is the W&B run; the others get its id as their group only,
-                   unless `launch.run_id_replicas` is "all".
+                   The first of these pools is the W&B run. Each further one gets only the run's id, as
+                   its group, unless `launch.run_id_replicas` is "all".
     args           a launch's arguments replace the queue's `args`, in the same pools.
     command        a launch's entry point replaces the queue's `command`, in the same pools; without
                    one the queue's own `command` stays, and only then the job's entry point is used.
@@ -74,8 +74,8 @@ class Rendering:
 def render(run_spec: RunSpec, config: QueueConfig, context: LaunchContext) -> Rendering:
     """Return the CustomJob of a launch.
 
-    Raises InvalidQueueConfig, with every problem, when the configuration does not hold once the
-    macros are filled in, or does not fit to the queue's block.
+    Raises InvalidQueueConfig with every problem when the configuration is wrong once its macros are
+    filled in, or when the job is not one that the queue's block allows.
     """
     return _Renderer(run_spec, config, context).rendering()
 
@@ -109,7 +109,7 @@ class _Renderer:
         )
 
     def _check_home(self, config: QueueConfig) -> None:
-        """Refuse another project or region than the block's: jobs are watched and limited there."""
+        """Refuse another project or region than the block's, where its jobs are watched and limited."""
         for name, own in (("project", self._context.project), ("location", self._context.location)):
             given = config.spec.get(name)
             if given and given != own:
@@ -133,7 +133,7 @@ class _Renderer:
             )
 
     def _secure(self, job: CustomJob, launch_pools: tuple[int, ...], config: QueueConfig) -> None:
-        """Hold the finished job against the block's locks, then put in front what its commands need."""
+        """Check the finished job against the block's locks, then put in front what its commands need."""
         context, entry_point = self._context, self._run_spec.overrides.entry_point
         if context.locks is not None:
             names = launch_environment(self._run_spec, context, may_start_again=True)
@@ -157,7 +157,7 @@ class _Renderer:
         return Problem(*(mask(part, self._secrets) for part in parts))
 
     def _warnings(self) -> tuple[str, ...]:
-        """Return the run spec's warnings and what is doubtful only now; the queue's are known already."""
+        """Return the warnings of the run spec and of this rendering, without those of the configuration."""
         found = (*self._run_spec.warnings, *self._findings.warnings)
         return tuple(mask(text, self._secrets) for text in found if text not in self._given.warnings)
 

@@ -1,8 +1,10 @@
 """A W&B run spec, the payload of a run queue item, as a typed value.
 
 `parse_run_spec` is total: any JSON becomes a RunSpec or an InvalidRunSpec that names everything that
-is wrong with its path. Source of the keys: `construct_launch_spec` and `LaunchProject` of `wandb`. The
-scheduler of a sweep, which never runs where its item says, is one too (`scheduler_item`).
+is wrong with its path. Source of the keys: `construct_launch_spec` and `LaunchProject` of `wandb`.
+
+The item of a sweep's scheduler is a run spec, too (scheduler_item.py). The scheduler never runs where
+that item says.
 """
 
 from __future__ import annotations
@@ -148,7 +150,7 @@ class _Reader:
 
     def _refuse_unknown(self) -> None:
         for key in self._payload.keys() - _KNOWN:
-            # W&B's server keeps books of its own under names with an underscore in front.
+            # Keys that begin with an underscore are the W&B server's own.
             if key.startswith("_"):
                 continue
             if right_spelling(key, _KNOWN):

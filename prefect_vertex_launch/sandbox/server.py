@@ -142,7 +142,7 @@ class Sandbox:
             self.faults_url = f"{switches.url}/faults"
 
     async def _serve(self, name: str, app: ASGIApp, port: int, face: HttpFace | None = None) -> WebServer:
-        """Serve an app until the end; `name` is what the request log calls it, with `face` it has faults."""
+        """Serve an app until the end. The request log calls it `name`; with a `face` it has faults."""
         server = WebServer(app, port)
         if face is not None:
             server.app = faulty_app(app, face, self.faults, server.cut)
@@ -182,7 +182,7 @@ class Sandbox:
             await self._settle(switch.fault.server)
 
     async def _settle(self, name: str) -> None:
-        """Take a server down or bring it up, as the faults that are on now have it."""
+        """Take a server down or bring it up, whichever the faults ask for that are on now."""
         # Going down and coming up take a while, in which other faults may be switched.
         async with self._settling:
             is_down = any(

@@ -45,5 +45,5 @@ def _time(job: Any, field: str) -> datetime | None:
     try:
         return getattr(job, field).ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        # One job with a time beyond the year 9999 must not hide all others of its list.
+        # One job with a time beyond the year 9999 must not hide the rest of its list.
         return None

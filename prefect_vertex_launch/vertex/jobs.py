@@ -1,9 +1,8 @@
 """Vertex AI's job service for one project and region: create, get, list, cancel.
 
-One gRPC channel serves everyone in an event loop who uses the same endpoint and credentials. Google's
-generated client has neither deadline nor retry on these methods, so each call here has both of ours;
-`create` alone is never repeated, because Vertex AI would make a second job. Every request first waits
-for its turn in the budget of its project and region; its deadline counts from when it is sent.
+Google's generated client has neither deadline nor retry on these methods, so each call here has both
+of ours. Only `create` is never repeated, because Vertex AI would make a second job. Every request first
+waits for its turn in the budget of its project and region. Its deadline counts from when it is sent.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ class VertexJobs:
 
     `endpoint` is None for `https://{location}-aiplatform.googleapis.com`, another `https://host`, or
     `grpc://host:port` for a local server without TLS. Nothing is opened before the first call.
-    `calls_per_minute`, and of them `submissions_per_minute` that create a job, is what everyone in the
-    event loop may send to this endpoint for this project and region; the lowest numbers of all hold.
-    `calls` counts the requests by method.
+    `calls_per_minute` is what everyone in the event loop together may send to this endpoint for this
+    project and region; `submissions_per_minute` of these may create a job. Where clients of one project
+    and region have different numbers, the lowest ones hold. `calls` counts the requests by method.
     """
 
     def __init__(
@@ -102,23 +101,23 @@ class VertexJobs:
         return self._budget.used_share
 
     def share_calls(self, *, agents: int) -> None:
-        """Send from now on what leaves room for as many calls of each of so many agents, and of one more.
+        """Send from now on only the share of one of so many agents, and leave room for one agent more.
 
         Submissions are not shared: those of all agents together have a limit of their own.
         """
         self._budget.narrow(2 / (agents + 1))
 
     async def turn_to_create(self) -> float:
-        """Wait until a job may be created, and return this turn for `create`, which is to come soon.
+        """Wait until a job may be created, and return this turn; pass it to `create` soon.
 
-        A create that takes its turn itself may wait for a minute; what was known before may not hold then.
+        A create without a turn may wait for a minute, and what the caller knew before may be wrong then.
         """
         return await self._budget.take(Call.CREATE)
 
     async def create(
         self, job: CustomJob, *, timeout_seconds: float | None = None, turn: float | None = None
     ) -> JobRecord:
-        """Create a job and return it; sent once, never repeated, and at once if it has its `turn` already.
+        """Create a job and return it. It is sent once and never repeated; with a `turn` it is sent at once.
 
         Raises Refused with a problem for each field that the server names, PermissionDenied or
         AuthenticationFailed; OverQuota when there certainly is no job; OutcomeUnknown when

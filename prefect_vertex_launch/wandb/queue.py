@@ -207,9 +207,9 @@ class WandbQueue:
     async def acknowledge(self, item_id: str, run_id: str) -> None:
         """Claim a leased item for a run; claiming it again for the same run is fine.
 
-        A refusal, whatever its kind, is checked against the item itself, because the answer to an
-        earlier claim of ours may have been lost. Raises Conflict, which says who has the item, when it
-        is not ours to claim any more, and what W&B said when the item does not explain it.
+        After any refusal the item itself is read, because the answer to an earlier claim of ours may
+        have been lost. Raises Conflict, which says who has the item, when we cannot claim it any more.
+        Raises what W&B said when the item does not explain the refusal.
         """
         variables = {"itemId": item_id, "runId": run_id}
         refusal: Permanent | None = None
@@ -223,7 +223,7 @@ class WandbQueue:
         except Permanent as error:
             refusal = error
         item = await self._refused_item(item_id, refusal)
-        # A failed one was ours too: who told W&B how it ended may have died before Prefect knew.
+        # So is a failed item of ours: who reported the failure may have died before Prefect knew of it.
         if item.state in {ItemState.CLAIMED, ItemState.FAILED} and item.run_id == run_id:
             return
         is_elsewhere = item.run_id not in {None, run_id} or item.state is ItemState.PENDING

@@ -49,7 +49,7 @@ async def _read_batch(graphql: WandbGraphql, runs: Sequence[RunPath]) -> dict[Ru
     except AuthenticationFailed:
         raise
     except Permanent:
-        # One run that W&B will not show (a private project, say) must not hide the others.
+        # One run that W&B will not show (a private project, say) must not hide the rest.
         if len(runs) == 1:
             return {}
         half = len(runs) // 2

@@ -21,7 +21,7 @@ from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from prefect_vertex_launch.core.spelling import right_spelling
 
 DEFAULT_QUEUE: Final = "default"
-# W&B takes no longer names for its queues.
+# The longest name that W&B takes for a queue.
 _MAX_QUEUE_NAME: Final = 64
 _WHOLE: Final = "launch-config.yaml"
 _KNOWN: Final = (
@@ -35,7 +35,7 @@ def read_agent_config(config: object, environ: Mapping[str, str]) -> Migration:
 
     Args:
         config: What its YAML file holds, any value; None for an empty file.
-        environ: The agent's environment; of its secrets only whether they are set is told.
+        environ: The agent's environment. Of its secrets the report says only whether they are set.
     """
     findings = Findings()
     if problems := json_problems(config, where=_WHOLE):

@@ -234,7 +234,7 @@ class VertexBackend:
         return "".join(path.read_text(errors="replace") for path in paths)
 
     def _change(self, operation: str, stored: StoredJob, asked: str) -> bool:
-        """Do to a job what a fault wants of a call that is about it; tell whether there was one."""
+        """Let a job have the fault that a call about it meets; tell whether there was one."""
         switch = self._faults.change(operation, stored.job, asked)
         if switch is None:
             return False

@@ -129,7 +129,7 @@ class JobLife:
         stored.task.add_done_callback(partial(self._look_at_end, stored))
 
     def _look_at_end(self, stored: StoredJob, task: asyncio.Task[None]) -> None:
-        """Let a job fail whose moving has failed, which nobody waits for."""
+        """Let a job fail if its task has failed: nobody awaits the task."""
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
@@ -174,7 +174,7 @@ class JobLife:
 
     async def _started(self, stored: StoredJob) -> bool:
         directory = self._directory(stored)
-        # What a sandbox that ended in the middle of starting the job may have left.
+        # A sandbox that ended while it started the job may have left files here.
         shutil.rmtree(directory, ignore_errors=True)
         try:
             stored.replicas = await start_replicas(stored.job, directory, self._host)
