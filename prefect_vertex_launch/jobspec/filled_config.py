@@ -8,10 +8,10 @@ from typing import Any, Final
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, is_unicode, shown
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig, check_config
+from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, fill_macros
 from prefect_vertex_launch.jobspec.config.worker_pools import TASKS
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.environment import join_literally
-from prefect_vertex_launch.jobspec.macros import LAUNCH_MACROS, fill_macros
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
 
 # Where ${NAME} may be meant for a shell in the container; so it may in the values of `env`.

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prefect_vertex_launch.core.json_value import is_list, is_object
+from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, fill_macros
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.config.worker_pools import TASKS
-from prefect_vertex_launch.jobspec.macros import LAUNCH_MACROS, fill_macros
 
 _LAUNCH_MACRO: Final = re.compile(r"\$\{(?:" + "|".join(LAUNCH_MACROS) + r")\}")
 # What a launch may bring into a command of the block's by a macro: nothing that a shell would act on.
