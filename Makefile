@@ -44,11 +44,12 @@ soak: $(STAMP)  ## 2,000 items while a twentieth of all calls goes wrong; about 
 bench: $(STAMP)  ## what it costs: latency, CPU, memory and calls on the sandbox; a quarter of an hour
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-lint: $(STAMP)  ## format, lint, types and import contracts
+lint: $(STAMP)  ## format, lint, types, import contracts and the length of modules and functions
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.lint.size $(wildcard prefect_vertex_launch flows blocks benchmarks)
 
 blocks: $(STAMP)  ## register the block types with the Prefect server in use
 	@$(BIN)/prefect block register --file prefect_vertex_launch/prefect_vertex_launch/blocks/wandb_credentials.py

@@ -53,13 +53,12 @@ class ForeignJob:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What became of one live job of W&B's agent: `done` in words; `is_adopted` if an agent has it now."""
+    """What became of one live job of W&B's agent: `done` in words."""
 
     job: str
     run: str
     item: str
     done: str
-    is_adopted: bool = False
 
 
 async def adopt(block_name: str, *, dry_run: bool = False) -> list[Adoption]:
@@ -130,28 +129,27 @@ class _Adopter:
         number = job.name.rsplit("/", 1)[-1]
         if job.item is None:
             return Adoption(number, "-", "-", f"not recognised, left alone: {job.problem}")
-        done, is_adopted = await self._adopt(job, job.item)
-        return Adoption(number, str(job.run_id), job.item.item_id, done, is_adopted)
+        return Adoption(number, str(job.run_id), job.item.item_id, await self._adopt(job, job.item))
 
-    async def _adopt(self, job: ForeignJob, item: QueueItem) -> tuple[str, bool]:
+    async def _adopt(self, job: ForeignJob, item: QueueItem) -> str:
         if job.queue != (self.block.entity, self.block.queue):
-            return f"left alone: it is of the queue {'/'.join(job.queue or ())}", False
+            return f"left alone: it is of the queue {'/'.join(job.queue or ())}"
         if await self._has_launch(item):
-            return "adopted already", True
+            return "adopted already"
         if why := await self._why_not(item.item_id, job.run_id):
-            return f"left alone: {why}", False
+            return f"left alone: {why}"
         if self.dry_run:
-            return "would be adopted", False
+            return "would be adopted"
         if await self._runs().offer(item.request()) is None:
-            return "adopted already", True
-        return "adopted: the next agent carries it on, or the running one within a minute", True
+            return "adopted already"
+        return "adopted: the next agent carries it on, or the running one within a minute"
 
     async def _has_launch(self, item: QueueItem) -> bool:
         tags = launch_tags(self.block.entity, self.block.queue, item.item_id, item.run)
         return bool(await read_flow_runs(self.client, tags=tags, most=1))
 
     async def _why_not(self, item_id: str, run_id: str | None) -> str:
-        """Return why W&B's state of the item speaks against it; nothing as a rule.
+        """Return why W&B's state of the item forbids it; an empty text if it does not.
 
         An agent that is stopped fails the items of the jobs whose runs have not called wandb.init
         yet, and leaves the jobs running: they are adopted, too.

@@ -11,11 +11,13 @@ import re
 import shlex
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from prefect_vertex_launch.cli import sandbox_options
 from prefect_vertex_launch.cli.errors import (
     FAILED,
     INTERRUPTED,
@@ -55,58 +57,40 @@ def demo(
 
 @sandbox_app.command("up")
 def sandbox_up(
-    wandb_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of W&B's backend; 0 picks one.")
-    ] = 0,
-    vertex_rest_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of Vertex AI over REST; 0 picks one.")
-    ] = 0,
-    vertex_grpc_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of Vertex AI over gRPC; 0 picks one.")
-    ] = 0,
-    faults_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port where faults are switched; 0 picks one.")
-    ] = 0,
-    state: Annotated[Path | None, typer.Option(help="File that keeps the state over a restart.")] = None,
-    entity: Annotated[str, typer.Option(help="The W&B entity there is.")] = "sandbox",
-    api_key: Annotated[str | None, typer.Option(help="The API key that W&B's backend accepts.")] = None,
-    image: Annotated[
-        list[str] | None, typer.Option(help="NAME=COMMAND: the local program of a container image.")
-    ] = None,
-    lease_seconds: Annotated[
-        float, typer.Option(min=0, help="How long a popped item waits for its ack before it is queued again.")
-    ] = 60.0,
-    queued_seconds: Annotated[float, typer.Option(min=0, help="How long a job is QUEUED.")] = 0.2,
-    pending_seconds: Annotated[
-        float, typer.Option(min=0, help="How long a job is PENDING after that.")
-    ] = 0.3,
-    request_log: Annotated[
-        Path | None, typer.Option(help="File that gets a line of JSON for each request.")
-    ] = None,
+    wandb_port: sandbox_options.WandbPort = 0,
+    vertex_rest_port: sandbox_options.VertexRestPort = 0,
+    vertex_grpc_port: sandbox_options.VertexGrpcPort = 0,
+    faults_port: sandbox_options.FaultsPort = 0,
+    state: sandbox_options.State = None,
+    entity: sandbox_options.Entity = "sandbox",
+    api_key: sandbox_options.ApiKey = None,
+    image: sandbox_options.Image = None,
+    lease_seconds: sandbox_options.LeaseSeconds = 60.0,
+    queued_seconds: sandbox_options.QueuedSeconds = 0.2,
+    pending_seconds: sandbox_options.PendingSeconds = 0.3,
+    request_log: sandbox_options.RequestLog = None,
 ) -> None:
     """Start both servers; prints one JSON line with their URLs when they are ready."""
     images = dict(_image(mapping) for mapping in image or [])
     _check_api_key(api_key)
-    from prefect_vertex_launch.sandbox.server import serve
+    from prefect_vertex_launch.sandbox.server import DEFAULT_API_KEY, Sandbox, serve
 
-    _run(
-        _started(
-            serve(
-                wandb_port=wandb_port,
-                vertex_rest_port=vertex_rest_port,
-                vertex_grpc_port=vertex_grpc_port,
-                faults_port=faults_port,
-                state=state,
-                entity=entity,
-                api_key=api_key,
-                images=images,
-                lease_seconds=lease_seconds,
-                queued_seconds=queued_seconds,
-                pending_seconds=pending_seconds,
-                request_log=request_log,
-            )
-        )
+    make_sandbox = partial(
+        Sandbox,
+        wandb_port=wandb_port,
+        vertex_rest_port=vertex_rest_port,
+        vertex_grpc_port=vertex_grpc_port,
+        faults_port=faults_port,
+        state=state,
+        entity=entity,
+        api_key=api_key or DEFAULT_API_KEY,
+        images=images,
+        lease_seconds=lease_seconds,
+        queued_seconds=queued_seconds,
+        pending_seconds=pending_seconds,
+        request_log=request_log,
     )
+    _run(_started(serve(make_sandbox)))
 
 
 @app.command()

@@ -11,14 +11,14 @@ from prefect_vertex_launch.core.clock import Clock
 
 logger = logging.getLogger(__name__)
 
+RESTART_SECONDS = 5.0
+
 
 @contextlib.asynccontextmanager
-async def in_background(
-    work: Callable[[], Awaitable[None]], name: str, clock: Clock, *, restart_seconds: float = 5.0
-) -> AsyncGenerator[None]:
+async def in_background(work: Callable[[], Awaitable[None]], name: str, clock: Clock) -> AsyncGenerator[None]:
     """Run an endless `work` beside the body and end it with the body.
 
-    Should it fail in a way nobody foresaw it is started again: one broken answer must not leave
+    If it fails in a way that nobody foresaw, it is started again: one broken answer must not leave
     every waiting launch without its watcher.
     """
 
@@ -27,8 +27,8 @@ async def in_background(
             try:
                 await work()
             except Exception:
-                logger.exception("%s failed and starts again in %.0f s", name, restart_seconds)
-            await clock.sleep(restart_seconds)
+                logger.exception("%s failed and starts again in %.0f s", name, RESTART_SECONDS)
+            await clock.sleep(RESTART_SECONDS)
 
     task = asyncio.create_task(keep_running(), name=name)
     try:

@@ -48,6 +48,13 @@ def is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
+def is_empty(value: Any) -> bool:
+    """Tell whether `value` says nothing: null, "", [], {} or an object of such."""
+    if is_object(value):
+        return all(member is None or member in ("", [], {}) for member in value.values())
+    return value is None or value in ("", [])
+
+
 def kind_of(value: Any) -> str:
     """Name the JSON kind of `value` for a person, with its article."""
     return next((name for kind, name in type_names.items() if isinstance(value, kind)), type(value).__name__)

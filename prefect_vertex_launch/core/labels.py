@@ -15,7 +15,6 @@ RUN_ID_LABEL: Final = "wandb-run-id"
 ITEM_LABEL: Final = "launch-item"
 QUEUE_LABEL: Final = "launch-queue"
 ATTEMPT_LABEL: Final = "launch-attempt"
-LAUNCH_LABELS: Final = (RUN_ID_LABEL, ITEM_LABEL, QUEUE_LABEL, ATTEMPT_LABEL)
 
 MAX_LABELS: Final = 64
 # The server wants fewer than 64 characters and fewer than 128 bytes.

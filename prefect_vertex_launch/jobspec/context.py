@@ -53,3 +53,8 @@ class LaunchContext:
     code: JobCode | None = None
     locks: Locks | None = None
     block_defaults: QueueDefaults | None = None
+
+    @property
+    def parent(self) -> str:
+        """The project and region that the job goes to, as Vertex AI names them together."""
+        return f"projects/{self.project}/locations/{self.location}"

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from prefect_vertex_launch.jobspec.bootstrap import API_KEY_VARIABLE, SECRET_VARIABLE
+from prefect_vertex_launch.jobspec.config.macros import Piece
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.job_source import CODE_VARIABLE
-from prefect_vertex_launch.jobspec.macros import Piece
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
 
 # W&B's limit for one variable on every resource but SageMaker.

@@ -1,8 +1,8 @@
-"""What a queue's block locks its jobs to, held against the job as it would be created.
+"""The locks of a queue's block, and the check of a finished job against them.
 
-Only the block is trusted: what W&B hands out, the queue's configuration there included, cannot be told
-apart from what a submitter wrote. So each lock accepts what it lists and what the block's own `spec` and
-`run` say; a value of the block with one of the launch's macros in it is the submitter's and not its own.
+Only the block is trusted: whatever comes from W&B, also the queue's configuration, may have been written
+by the person who launches. So each lock accepts what it lists and what the block itself says
+(own_words.py).
 
     images            of every pool, containers and executors of Python packages
     entry points      of the launch, its own or the one of its W&B job
@@ -13,8 +13,8 @@ A command is matched as its words in the form of `shlex.join`, a Python package 
 package URIs. `*` in a pattern stands for any text. A container without a command runs its image's own
 program, or its `args` where the image has no entry point: there the args are matched as the command.
 
-A locked command is worth nothing if something else decides what it does. So with the commands locked
-also these are refused unless the block itself says so: code of a W&B job, environment variables other
+A locked command is worth nothing if something else decides what it does. So where commands are locked,
+these are refused as well, unless the block itself says so: code of a W&B job, environment variables other
 than the launch's own, and shells from the console.
 """
 
@@ -22,22 +22,20 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from google.protobuf import json_format
 
 from prefect_vertex_launch.core.findings import Findings
-from prefect_vertex_launch.core.json_value import at, is_list, is_object, shown
+from prefect_vertex_launch.core.json_value import at, shown
 from prefect_vertex_launch.core.vertex_types import CustomJob
-from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
-from prefect_vertex_launch.jobspec.macros import LAUNCH_MACROS, fill_macros
+from prefect_vertex_launch.jobspec.own_words import OwnWords, networks_of, words_of
 
 _WHY: Final = "the queue's block locks it"
 _ANY: Final = "*"
 _MAX_SHOWN: Final = 8
-_LAUNCH_MACRO: Final = re.compile(r"\$\{(?:" + "|".join(LAUNCH_MACROS) + r")\}")
 # Source: the grammar of https://pkg.go.dev/github.com/distribution/reference.
 _HOST: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _STEP: Final = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -45,8 +43,6 @@ _IMAGE: Final = re.compile(
     rf"(?P<name>(?:{_HOST}(?:\.{_HOST})*(?::[0-9]+)?/)?{_STEP}(?:/{_STEP})*)"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?P<digest>@[A-Za-z0-9+._-]+:[0-9a-fA-F]{32,})?"
 )
-# What a launch may bring into a command of the block's by a macro: nothing that a shell would act on.
-_PLAIN: Final = "[A-Za-z0-9_.,:=/@+-]*"
 
 PathOf = Callable[[str, str], str]
 
@@ -108,86 +104,6 @@ class LaunchProgram:
     variables: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
-class OwnWords:
-    """What a block's own `spec`, `run` and fallbacks say, by what it can be locked to.
-
-    Commands, by their words, and variables may have the launch's macros in them.
-    """
-
-    images: set[str] = field(default_factory=set[str])
-    commands: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
-    service_accounts: set[str] = field(default_factory=set[str])
-    networks: set[str] = field(default_factory=set[str])
-    machine_types: set[str] = field(default_factory=set[str])
-    variables: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    persistent_resources: set[str] = field(default_factory=set[str])
-    flags: set[str] = field(default_factory=set[str])
-
-
-def own_words(defaults: QueueDefaults, macros: Mapping[str, str | None]) -> OwnWords:
-    """Return what a block says; `macros` are those it allows, filled in as they are in a job."""
-    values = {name: text for name, text in macros.items() if text is not None and name not in LAUNCH_MACROS}
-    own = OwnWords()
-    fallbacks: Any = defaults.launch.get("fallbacks")
-    sources: list[Any] = [
-        {"spec": dict(defaults.spec), "run": dict(defaults.run)},
-        *(fallbacks if is_list(fallbacks) else ()),
-    ]
-    for source in fill_macros(sources, values, "", lambda _path, _name: None):
-        for section in ("spec", "run"):
-            if is_object(source) and is_object(arguments := source.get(section)):
-                _collect(arguments, own)
-    return own
-
-
-def _collect(arguments: Mapping[str, Any], own: OwnWords) -> None:
-    """Note what a section of the block says."""
-    for name, words in (
-        ("service_account", own.service_accounts),
-        ("network", own.networks),
-        ("persistent_resource_id", own.persistent_resources),
-    ):
-        words.update(_texts(arguments.get(name)))
-    own.flags.update(name for name, value in arguments.items() if value is True)
-    own.networks.update(_networks_of(arguments.get("psc_interface_config")))
-    pools: Any = arguments.get("worker_pool_specs")
-    for pool in filter(is_object, pools if is_list(pools) else ()):
-        machine: Any = pool.get("machine_spec")
-        own.machine_types.update(_texts(machine.get("machine_type") if is_object(machine) else None))
-        for task_name in ("container_spec", "python_package_spec"):
-            if is_object(task := pool.get(task_name)):
-                _collect_task(task, own)
-
-
-def _collect_task(task: Mapping[str, Any], own: OwnWords) -> None:
-    own.images.update(_texts(task.get("image_uri")), _texts(task.get("executor_image_uri")))
-    own.commands.add(_words(task))
-    own.variables.update((item["name"], item.get("value") or "") for item in task.get("env") or ())
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield a text of the block, unless the launch decides what it is."""
-    if isinstance(value, str) and value and not _LAUNCH_MACRO.search(value):
-        yield value
-
-
-def _networks_of(psc: Any) -> Iterator[str]:
-    """Yield the network attachment and the networks whose names are resolved."""
-    if not is_object(psc):
-        return
-    yield from _texts(psc.get("network_attachment"))
-    for peering in psc.get("dns_peering_configs") or ():
-        yield f"projects/{peering.get('target_project')}/global/networks/{peering.get('target_network')}"
-
-
-def _words(task: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a task runs, nothing for its image's own program."""
-    if "python_module" in task:
-        return (task["python_module"], *(task.get("package_uris") or ()))
-    return tuple(task.get("command") or task.get("args") or ())
-
-
 def check_locks(
     job: CustomJob,
     program: LaunchProgram,
@@ -217,7 +133,7 @@ def _json_of(job: CustomJob) -> dict[str, Any]:
 
 
 class _Check:
-    """One job being held against the locks."""
+    """One check of a job against the locks."""
 
     def __init__(
         self, program: LaunchProgram, locks: Locks, own: OwnWords, path_of: PathOf, findings: Findings
@@ -240,11 +156,11 @@ class _Check:
         self._shells(spec)
 
     def _refuse(self, where: str, what: str, allowed: Iterable[str], title: str) -> None:
-        """Note a problem; `title` is the field of the block that would allow it."""
+        """Add a problem; `title` is the field of the block that would allow it."""
         listed = sorted({*allowed} - {""})
         more = ", …" if len(listed) > _MAX_SHOWN else ""
-        others = f"Use one of {', '.join(listed[:_MAX_SHOWN])}{more}, or ask" if listed else "Ask"
-        fix = f"{others} the queue's owner to allow it under {title}."
+        advice = f"Use one of {', '.join(listed[:_MAX_SHOWN])}{more}, or ask" if listed else "Ask"
+        fix = f"{advice} the queue's owner to allow it under {title}."
         self._findings.refuse(where, what, _WHY, fix)
 
     def _hold(
@@ -265,12 +181,12 @@ class _Check:
         words, where = self._program.entry_point, "overrides.entry_point"
         if not words:
             words, where = self._program.job_entry_point, "job"
-            # A job's entry point gives way to the queue's command.
+            # The queue's command, if it has one, is used instead of the job's entry point.
             commands = [tuple(pool.get("container_spec", {}).get("command", ())) for pool in pools]
             if words not in commands:
                 return
         patterns = self._locks.entry_points
-        if not words or patterns is None or _is_own_command(words, self._own):
+        if not words or patterns is None or self._own.has_command(words):
             return
         patterns = (*patterns, *(self._locks.commands or ()))
         own = map(shlex.join, self._own.commands)
@@ -310,7 +226,7 @@ class _Check:
         if reference is None:
             self._refuse(where, f"{shown(image)} is not a plain image reference", patterns, "Allowed images")
             return
-        # Beside a digest a tag says nothing: whoever pulls the image goes by the digest.
+        # Where there is a digest, whoever pulls the image ignores the tag.
         digest = reference["digest"]
         text = f"{reference['name']}{digest}" if digest else image
         if not _matches(text, patterns):
@@ -319,14 +235,14 @@ class _Check:
             )
 
     def _command(self, task: Mapping[str, Any], where: str) -> None:
-        patterns, words = self._locked_commands, _words(task)
+        patterns, words = self._locked_commands, words_of(task)
         if patterns is None:
             return
         self._variables(task, at(where, "env"))
         launched = self._program.entry_point or self._program.job_entry_point
         if task.get("command") and words == launched and self._locks.entry_points is not None:
-            return  # it has been held against its own lock
-        if _is_own_command(words, self._own) or _matches(shlex.join(words), patterns):
+            return  # _entry_points has checked it
+        if self._own.has_command(words) or _matches(shlex.join(words), patterns):
             return
         name, what = "command", f"{shown(shlex.join(words))} is not an allowed command"
         if "python_module" in task:
@@ -343,7 +259,7 @@ class _Check:
             name, value = variable.get("name", ""), variable.get("value", "")
             if name in self._program.variables:
                 continue
-            if not any(name == own and _is_filled(text, value, ".*") for own, text in self._own.variables):
+            if not self._own.has_variable(name, value):
                 self._findings.refuse(
                     at(where, index),
                     f"{shown(name)} may not be set by a launch",
@@ -362,7 +278,7 @@ class _Check:
         )
         networks, own = self._locks.networks, self._own.networks
         self._hold(spec.get("network", ""), self._path_of("run", "network"), networks, own, "network")
-        for network in _networks_of(spec.get("psc_interface_config")):
+        for network in networks_of(spec.get("psc_interface_config")):
             where = at(self._path_of("run", "psc_interface_config"), "network_attachment")
             self._hold(network, where, networks, own, "network")
 
@@ -386,21 +302,6 @@ class _Check:
                     "the queue's block locks commands, and it lets people run others in the container",
                     "Remove it, or ask the queue's owner to switch it on in the block's run.",
                 )
-
-
-def _is_own_command(words: Sequence[str], own: OwnWords) -> bool:
-    """Tell whether the block itself says these words; what its macros brought in must be plain."""
-    return any(
-        len(words) == len(command)
-        and all(_is_filled(given, word, _PLAIN) for given, word in zip(command, words, strict=True))
-        for command in own.commands
-    )
-
-
-def _is_filled(given: str, text: str, brought: str) -> bool:
-    """Tell whether `text` is `given` with something that fits `brought` for each of the launch's macros."""
-    pattern = brought.join(map(re.escape, _LAUNCH_MACRO.split(given)))
-    return re.fullmatch(pattern, text, re.DOTALL) is not None
 
 
 def _matches(text: str, patterns: Iterable[str]) -> bool:

@@ -1,8 +1,10 @@
 """A W&B run spec, the payload of a run queue item, as a typed value.
 
 `parse_run_spec` is total: any JSON becomes a RunSpec or an InvalidRunSpec that names everything that
-is wrong with its path. Source of the keys: `construct_launch_spec` and `LaunchProject` of `wandb`. The
-scheduler of a sweep, which never runs where its item says, is one too (`scheduler_item`).
+is wrong with its path. Source of the keys: `construct_launch_spec` and `LaunchProject` of `wandb`.
+
+The item of a sweep's scheduler is a run spec, too (scheduler_item.py). The scheduler never runs where
+that item says.
 """
 
 from __future__ import annotations
@@ -15,27 +17,10 @@ from typing import Any, Final
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec
 from prefect_vertex_launch.core.findings import Findings
-from prefect_vertex_launch.core.json_value import (
-    MAX_SPEC_BYTES,
-    MAX_SPEC_DEPTH,
-    at,
-    is_list,
-    is_object,
-    json_problems,
-    shown,
-)
+from prefect_vertex_launch.core.json_value import at, is_empty, is_object, json_problems, shown
 from prefect_vertex_launch.core.spelling import right_spelling
+from prefect_vertex_launch.jobspec.overrides import Overrides, read_overrides
 from prefect_vertex_launch.jobspec.scheduler_item import fill_in_sweep, is_scheduler, is_scheduler_command
-
-__all__ = [
-    "MAX_SPEC_BYTES",
-    "MAX_SPEC_DEPTH",
-    "VERTEX_RESOURCES",
-    "Overrides",
-    "RunSpec",
-    "derive_run_id",
-    "parse_run_spec",
-]
 
 VERTEX_RESOURCES: Final = ("vertex", "gcp-vertex")
 # Where W&B's own agent runs a scheduler. Here these names only say that no other place was chosen.
@@ -46,9 +31,6 @@ _KNOWN: Final = frozenset({
     "name", "overrides", "priority", "project", "python_version", "queue_entity", "registry", "resource",
     "resource_args", "run_id", "sweep_id", "template_variables", "uri",
 })  # fmt: skip
-_OVERRIDES: Final = frozenset({
-    "args", "artifacts", "dockerfile", "entry_point", "files", "run_config", "working_dir",
-})  # fmt: skip
 _LAUNCH_A_SWEEP: Final = "Start the sweep with `wandb launch-sweep`."
 _LAUNCH_AN_IMAGE: Final = "Launch an image, or a job that was made from an image."
 # What W&B's own agent builds images with. W&B writes some of these, empty, into every item.
@@ -58,25 +40,10 @@ _BUILDER_KEYS: Final[Mapping[str, str]] = {
     "python_version": "images are not built here",
     "registry": "images are not built or pushed here",
 }
-_BUILDER_OVERRIDES: Final[Mapping[str, str]] = {
-    "dockerfile": "images are not built here",
-}
 _RESERVED_IN_RUN_ID: Final = frozenset(":;,#?/'")
 _RESERVED_IN_PROJECT: Final = frozenset("/\\#?%:")
 _JOB_PART: Final = re.compile(r"[^/\s:]+")
 _BASE36: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What a launch changes in its job; `working_dir` is a directory inside of the job's code."""
-
-    args: tuple[str, ...] = ()
-    entry_point: tuple[str, ...] = ()
-    run_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    artifacts: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    files: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    working_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +137,11 @@ class _Reader:
             resource_args=resource_args,
             image_uri=image_uri,
             job=job,
-            overrides=self._overrides(),
+            overrides=read_overrides(
+                self._payload.get("overrides"),
+                is_of_job=self._payload.get("job") is not None,
+                findings=self._findings,
+            ),
             sweep_id=self._text("sweep_id"),
             resume_count=self._resume_count(),
             warnings=self._findings.warnings,
@@ -179,7 +150,7 @@ class _Reader:
 
     def _refuse_unknown(self) -> None:
         for key in self._payload.keys() - _KNOWN:
-            # W&B's server keeps books of its own under names with an underscore in front.
+            # Keys that begin with an underscore are the W&B server's own.
             if key.startswith("_"):
                 continue
             if right_spelling(key, _KNOWN):
@@ -193,7 +164,7 @@ class _Reader:
 
     def _refuse_building(self) -> None:
         for key, why in _BUILDER_KEYS.items():
-            if _is_empty(self._payload.get(key)):
+            if is_empty(self._payload.get(key)):
                 continue
             if self._is_scheduler and key == "registry":
                 self._findings.warn(key, "has no effect: it is for the images of the sweep's trials")
@@ -324,7 +295,7 @@ class _Reader:
         fields: dict[str, Any] = docker if is_object(docker) else {}
         for key in fields.keys() - {"docker_image", "user_id"}:
             self._findings.unknown_key("docker", key, ("docker_image", "user_id"), "docker")
-        if not _is_empty(fields.get("user_id")):
+        if not is_empty(fields.get("user_id")):
             self._findings.warn("docker.user_id", "has no effect: it is for images that the agent builds")
         given = {
             "docker.docker_image": fields.get("docker_image"),
@@ -361,69 +332,6 @@ class _Reader:
         home = [entity, project][: 3 - len(parts)]
         return f"{'/'.join([*home, *parts])}:{alias or 'latest'}"
 
-    def _overrides(self) -> Overrides:
-        overrides = self._payload.get("overrides")
-        if overrides is None:
-            return Overrides()
-        if not is_object(overrides):
-            self._findings.expected("overrides", "an object", overrides)
-            return Overrides()
-        for key in overrides.keys() - _OVERRIDES:
-            self._findings.unknown_key("overrides", key, _OVERRIDES, "overrides")
-        for key, why in _BUILDER_OVERRIDES.items():
-            if not _is_empty(overrides.get(key)):
-                self._findings.refuse(at("overrides", key), "cannot be used", why, _LAUNCH_AN_IMAGE)
-        return Overrides(
-            args=self._words(overrides, "args"),
-            entry_point=self._words(overrides, "entry_point"),
-            run_config=self._mapping(overrides, "run_config"),
-            artifacts=self._mapping(overrides, "artifacts"),
-            files=self._mapping(overrides, "files"),
-            working_dir=self._working_dir(overrides),
-        )
-
-    def _working_dir(self, overrides: dict[str, Any]) -> str | None:
-        path = at("overrides", "working_dir")
-        if _is_empty(overrides.get("working_dir")):
-            return None
-        working_dir = _text_at(overrides.get("working_dir"), path, self._findings)
-        if working_dir is not None and self._payload.get("job") is None:
-            self._findings.refuse(
-                path,
-                "cannot be used",
-                "an image has its own, and only the code of a job can be run in another",
-                "Remove it, or set the directory in the image.",
-            )
-        return working_dir
-
-    def _words(self, overrides: dict[str, Any], key: str) -> tuple[str, ...]:
-        """Return a list of strings; numbers become their JSON text."""
-        words, path = overrides.get(key), at("overrides", key)
-        if words is None:
-            return ()
-        if not is_list(words):
-            fix = "Write one list item per word." if isinstance(words, str) else ""
-            self._findings.expected(path, "a list of strings", words, fix)
-            return ()
-        result: list[str] = []
-        for index, word in enumerate(words):
-            where = at(path, index)
-            if isinstance(word, bool) or not isinstance(word, str | int | float):
-                fix = "Put it into quotes." if isinstance(word, bool) else ""
-                self._findings.expected(where, "a string or a number", word, fix)
-            else:
-                result.append(str(word))
-        return tuple(result)
-
-    def _mapping(self, overrides: dict[str, Any], key: str) -> Mapping[str, Any]:
-        value = overrides.get(key)
-        if value is None:
-            return {}
-        if not is_object(value):
-            self._findings.expected(at("overrides", key), "an object", value)
-            return {}
-        return value
-
 
 def _text_at(value: Any, path: str, findings: Findings) -> str | None:
     if value is None or value == "":
@@ -432,10 +340,3 @@ def _text_at(value: Any, path: str, findings: Findings) -> str | None:
         findings.expected(path, "a string", value)
         return None
     return value
-
-
-def _is_empty(value: Any) -> bool:
-    """Tell whether `value` says nothing: null, "", [], {} or an object of such."""
-    if is_object(value):
-        return all(member is None or member in ("", [], {}) for member in value.values())
-    return value is None or value in ("", [])

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.core.background import in_background
 from prefect_vertex_launch.core.clock import Clock
+from prefect_vertex_launch.core.labels import QUEUE_LABEL, launch_key, queue_key
 from prefect_vertex_launch.core.states import JobRecord
-from prefect_vertex_launch.jobspec.render import QUEUE_LABEL, launch_key, queue_key
 from prefect_vertex_launch.vertex.item_finder import ItemFinder
 from prefect_vertex_launch.vertex.job_watcher import JobWatcher
 from prefect_vertex_launch.vertex.jobs import VertexJobs

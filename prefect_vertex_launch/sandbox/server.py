@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -35,79 +36,85 @@ from prefect_vertex_launch.sandbox.web_server import WebServer
 DEFAULT_API_KEY = "sandbox_key_that_opens_nothing_but_the_sandbox_itself"
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class Sandbox:
     """W&B's backend and Vertex AI's job service, up while the context is open.
 
-    Port 0 picks a free one. With `state` everything is kept in that SQLite file and taken up again;
-    without it everything is gone at the end. `images` adds to the images there are. `queued_seconds`
-    and `pending_seconds` are how long a job stays in those states; with `is_manual` jobs run nowhere and
-    are moved by `vertex.set_state` only. Every request and its answer become a line of `request_log`.
-    `secrets` are what jobs find in Secret Manager, by `projects/…/secrets/…/versions/N`; they may not
-    read one that is None. `buckets` are the directories that Python packages come from, by bucket.
-    `faults` is what goes wrong, nothing at first; with a `faults_port` they can be switched at `faults_url`
-    too.
-
     Raises StartRefusal if the state file or the request log cannot be had or, on entering, if a port is
     taken.
+
+    Attributes:
+        wandb_port: Port of W&B's backend; 0 picks a free one, here and below.
+        vertex_rest_port: Port of the job service over REST.
+        vertex_grpc_port: Port of the job service over gRPC.
+        faults_port: Port where the faults can be switched; None for nowhere.
+        state: SQLite file that everything is kept in and taken up from; None to keep nothing.
+        entity: The W&B entity there is.
+        api_key: The key that W&B's backend accepts.
+        images: Entrypoints by container image, beside those of the images that there are anyway.
+        lease_seconds: How long a popped item waits for its ack.
+        queued_seconds: How long a job is QUEUED.
+        pending_seconds: How long a job is PENDING after that.
+        is_manual: Whether jobs run nowhere and are moved by `vertex.set_state` only.
+        workdir: Directory for the files of jobs; None for one beside `state`, or a temporary one.
+        request_log: File that gets a line for every request and its answer.
+        secrets: What jobs find in Secret Manager, by `projects/…/secrets/…/versions/N`; they may not
+            read one that is None.
+        buckets: The directories that Python packages come from, by bucket.
     """
 
-    def __init__(
-        self,
-        *,
-        wandb_port: int = 0,
-        vertex_rest_port: int = 0,
-        vertex_grpc_port: int = 0,
-        faults_port: int | None = None,
-        state: Path | None = None,
-        entity: str = "sandbox",
-        api_key: str | None = None,
-        lease_seconds: float = 60.0,
-        queued_seconds: float = 0.2,
-        pending_seconds: float = 0.3,
-        is_manual: bool = False,
-        images: Mapping[str, Sequence[str]] | None = None,
-        workdir: Path | None = None,
-        request_log: Path | None = None,
-        secrets: Mapping[str, str | None] | None = None,
-        buckets: Mapping[str, Path] | None = None,
-    ) -> None:
-        self.entity = entity
-        self.api_key = api_key or DEFAULT_API_KEY
+    wandb_port: int = 0
+    vertex_rest_port: int = 0
+    vertex_grpc_port: int = 0
+    faults_port: int | None = None
+    state: Path | None = None
+    entity: str = "sandbox"
+    api_key: str = DEFAULT_API_KEY
+    images: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    lease_seconds: float = 60.0
+    queued_seconds: float = 0.2
+    pending_seconds: float = 0.3
+    is_manual: bool = False
+    workdir: Path | None = None
+    request_log: Path | None = None
+    secrets: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    buckets: Mapping[str, Path] = field(default_factory=dict[str, Path])
+
+    def __post_init__(self) -> None:
         self.wandb_url = self.vertex_rest_url = self.vertex_grpc_url = self.faults_url = ""
+        # What goes wrong: nothing at first.
         self.faults = Faults(on=self._switched_on, off=self._switched_off)
-        self._ports = (wandb_port, vertex_rest_port, vertex_grpc_port)
-        self._faults_port = faults_port
-        self._records = Records(state)
+        self._records = Records(self.state)
         self._stack = contextlib.AsyncExitStack()
         self._web_servers: list[WebServer] = []
         self._servers: dict[str, list[WebServer | JobServer]] = {"wandb": [], "vertex": []}
         self._outages: set[asyncio.Task[None]] = set()
         self._settling = asyncio.Lock()
-        self._log = RequestLog(request_log) if request_log is not None else None
+        self._log = RequestLog(self.request_log) if self.request_log is not None else None
         if self._log is not None:
             self._stack.callback(self._log.close)
-        if workdir is None and state is not None:
-            workdir = state.with_name(f"{state.name}.jobs")
-        if workdir is None:
-            workdir = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vertex-sandbox-")))
         self.wandb = WandbBackend(
             self._records,
-            entity=entity,
+            entity=self.entity,
             api_key=self.api_key,
-            lease_seconds=lease_seconds,
+            lease_seconds=self.lease_seconds,
             faults=self.faults,
         )
         self.vertex = VertexBackend(
             self._records,
-            workdir=workdir,
-            images={**IMAGES, **(images or {})},
-            queued_seconds=queued_seconds,
-            pending_seconds=pending_seconds,
-            is_manual=is_manual,
-            buckets=buckets,
+            workdir=self.workdir or self._own_workdir(),
+            images={**IMAGES, **self.images},
+            queued_seconds=self.queued_seconds,
+            pending_seconds=self.pending_seconds,
+            is_manual=self.is_manual,
+            buckets=self.buckets,
             faults=self.faults,
         )
-        self.secrets: dict[str, str | None] = dict(secrets or {})
+
+    def _own_workdir(self) -> Path:
+        if self.state is not None:
+            return self.state.with_name(f"{self.state.name}.jobs")
+        return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vertex-sandbox-")))
 
     async def __aenter__(self) -> Self:
         try:
@@ -118,25 +125,24 @@ class Sandbox:
         return self
 
     async def _open(self) -> None:
-        wandb_port, rest_port, grpc_port = self._ports
         self._stack.callback(self._records.close)
         google = await self._serve("google", google_app(self.secrets), 0)
-        self.vertex.container_variables = container_variables(google.url)
+        self.vertex.container_variables.update(container_variables(google.url))
         await self.vertex.start()
         self._stack.push_async_callback(self.vertex.aclose)
-        self.vertex_grpc_url = await self._serve_jobs(grpc_port)
+        self.vertex_grpc_url = await self._serve_jobs(self.vertex_grpc_port)
         vertex = await self._serve(
-            "vertex-rest", vertex_app(self.vertex), rest_port, vertex_face(self.vertex)
+            "vertex-rest", vertex_app(self.vertex), self.vertex_rest_port, vertex_face(self.vertex)
         )
         self.vertex_rest_url = vertex.url
-        wandb = await self._serve("wandb", wandb_app(self.wandb), wandb_port, wandb_face())
+        wandb = await self._serve("wandb", wandb_app(self.wandb), self.wandb_port, wandb_face())
         self.wandb_url = self.wandb.base_url = wandb.url
-        if self._faults_port is not None:
-            switches = await self._serve("faults", faults_app(self.faults), self._faults_port)
+        if self.faults_port is not None:
+            switches = await self._serve("faults", faults_app(self.faults), self.faults_port)
             self.faults_url = f"{switches.url}/faults"
 
     async def _serve(self, name: str, app: ASGIApp, port: int, face: HttpFace | None = None) -> WebServer:
-        """Serve an app until the end; `name` is what the request log calls it, with `face` it has faults."""
+        """Serve an app until the end. The request log calls it `name`; with a `face` it has faults."""
         server = WebServer(app, port)
         if face is not None:
             server.app = faulty_app(app, face, self.faults, server.cut)
@@ -176,7 +182,7 @@ class Sandbox:
             await self._settle(switch.fault.server)
 
     async def _settle(self, name: str) -> None:
-        """Take a server down or bring it up, as the faults that are on now have it."""
+        """Take a server down or bring it up, whichever the faults ask for that are on now."""
         # Going down and coming up take a while, in which other faults may be switched.
         async with self._settling:
             is_down = any(
@@ -195,21 +201,7 @@ class Sandbox:
         await self._stack.aclose()
 
 
-async def serve(
-    *,
-    wandb_port: int = 0,
-    vertex_rest_port: int = 0,
-    vertex_grpc_port: int = 0,
-    faults_port: int = 0,
-    state: Path | None = None,
-    entity: str = "sandbox",
-    api_key: str | None = None,
-    images: Mapping[str, Sequence[str]] | None = None,
-    lease_seconds: float = 60.0,
-    queued_seconds: float = 0.2,
-    pending_seconds: float = 0.3,
-    request_log: Path | None = None,
-) -> None:
+async def serve(make_sandbox: Callable[[], Sandbox]) -> None:
     """Serve until SIGTERM or SIGINT; print one JSON line with the URLs when ready.
 
     On SIGUSR1 another line says how many calls Vertex AI has had so far, by their RPC's name.
@@ -219,20 +211,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Sandbox(
-        wandb_port=wandb_port,
-        vertex_rest_port=vertex_rest_port,
-        vertex_grpc_port=vertex_grpc_port,
-        faults_port=faults_port,
-        state=state,
-        entity=entity,
-        api_key=api_key,
-        images=images,
-        lease_seconds=lease_seconds,
-        queued_seconds=queued_seconds,
-        pending_seconds=pending_seconds,
-        request_log=request_log,
-    ) as sandbox:
+    async with make_sandbox() as sandbox:
         loop.add_signal_handler(signal.SIGUSR1, lambda: _say({"vertex_calls": sandbox.vertex.calls}))
         ready = {
             "wandb_url": sandbox.wandb_url,

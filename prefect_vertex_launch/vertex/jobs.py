@@ -1,44 +1,25 @@
 """Vertex AI's job service for one project and region: create, get, list, cancel.
 
-One gRPC channel serves everyone in an event loop who uses the same endpoint and credentials. Google's
-generated client has neither deadline nor retry on these methods, so each call here has both of ours;
-`create` alone is never repeated, because Vertex AI would make a second job. Every request first waits
-for its turn in the budget of its project and region; its deadline counts from when it is sent.
+Google's generated client has neither deadline nor retry on these methods, so each call here has both
+of ours. Only `create` is never repeated, because Vertex AI would make a second job. Every request first
+waits for its turn in the budget of its project and region. Its deadline counts from when it is sent.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar
 
-import grpc.aio
 from google.api_core import exceptions as google
 from google.auth.credentials import Credentials
-from google.auth.exceptions import GoogleAuthError
-from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import RetryInfo
 
 from prefect_vertex_launch.core.clock import Clock, SystemClock
 from prefect_vertex_launch.core.diagnosis import quota_kind
-from prefect_vertex_launch.core.errors import (
-    AuthenticationFailed,
-    NotFound,
-    OutcomeUnknown,
-    OverQuota,
-    Permanent,
-    PermissionDenied,
-    Problem,
-    Refused,
-    Transient,
-)
+from prefect_vertex_launch.core.errors import OutcomeUnknown, Problem, Refused, Transient
 from prefect_vertex_launch.core.retry import ATTEMPTS, retrying
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.core.vertex_types import (
@@ -55,56 +36,14 @@ from prefect_vertex_launch.vertex.call_budget import (
     CallBudget,
     shared_budget,
 )
-from prefect_vertex_launch.vertex.client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
+from prefect_vertex_launch.vertex.channel import Channel
+from prefect_vertex_launch.vertex.errors import may_hide_a_job, message_of, refusal_behind, translated
+from prefect_vertex_launch.vertex.job_record import READ_MASK, as_record, raw
 
 T = TypeVar("T")
 
 PAGE_SIZE = 100
-_CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 60_000),
-    # A server that comes back is found within seconds, not after gRPC's own two minutes.
-    ("grpc.max_reconnect_backoff_ms", 10_000),
-    # Event loops and credentials have channels of their own, down to the connection.
-    ("grpc.use_local_subchannel_pool", 1),
-]
-_READ_MASK = FieldMask(
-    paths=[
-        "name", "display_name", "state", "labels", "create_time", "start_time", "end_time", "update_time",
-        "error",
-    ]
-)  # fmt: skip
-# The server's own format for what is wrong with a spec:
-# "List of found errors:\t1.Field: job_spec…; Message: …\t2.Field: …; Message: …\t".
-_FIELD_ERROR = re.compile(r"\d+\.\s*Field: (?P<field>[^;]*); Message: (?P<message>[^\t]*)")
-# The only answers after which there certainly is no job; any other failure of a create may hide one.
-_CERTAINLY_NO_JOB = (
-    google.BadRequest,
-    google.Unauthorized,
-    google.Forbidden,
-    google.NotFound,
-    google.Conflict,
-    google.TooManyRequests,
-)
-# gRPC's own words for a call that was not sent, because no token could be had for it.
-_NOT_SENT = "Getting metadata from plugin failed"
-_BAD_CREDENTIALS = re.compile(r"invalid_|unauthorized_client|deleted|disabled", re.IGNORECASE)
-_FIX_CREDENTIALS = "Check the GcpCredentials block of the queue."
-
-
 _JOB_NAME = re.compile(r"projects/[^/]+/locations/[^/]+/customJobs/\d+")
-
-
-@dataclass(eq=False, slots=True)
-class _Shared:
-    """A client and how many `VertexJobs` use it; holding the credentials keeps their id theirs."""
-
-    client: Any
-    credentials: Credentials | None
-    users: int = 0
-
-
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], _Shared]] = WeakKeyDictionary()
 
 
 class VertexJobs:
@@ -112,9 +51,9 @@ class VertexJobs:
 
     `endpoint` is None for `https://{location}-aiplatform.googleapis.com`, another `https://host`, or
     `grpc://host:port` for a local server without TLS. Nothing is opened before the first call.
-    `calls_per_minute`, and of them `submissions_per_minute` that create a job, is what everyone in the
-    event loop may send to this endpoint for this project and region; the lowest numbers of all hold.
-    `calls` counts the requests by method.
+    `calls_per_minute` is what everyone in the event loop together may send to this endpoint for this
+    project and region; `submissions_per_minute` of these may create a job. Where clients of one project
+    and region have different numbers, the lowest ones hold. `calls` counts the requests by method.
     """
 
     def __init__(
@@ -143,14 +82,13 @@ class VertexJobs:
                     fix="Leave it empty for Google's own endpoint of the region.",
                 )
             )
-        self._credentials = credentials
+        self._channel = Channel(self._endpoint, credentials)
         self._timeout_seconds = timeout_seconds
         self._create_timeout_seconds = create_timeout_seconds
         self._calls_per_minute = calls_per_minute
         self._submissions_per_minute = submissions_per_minute
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - jitter
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def parent(self) -> str:
@@ -163,23 +101,23 @@ class VertexJobs:
         return self._budget.used_share
 
     def share_calls(self, *, agents: int) -> None:
-        """Send from now on what leaves room for as many calls of each of so many agents, and of one more.
+        """Send from now on only the share of one of so many agents, and leave room for one agent more.
 
         Submissions are not shared: those of all agents together have a limit of their own.
         """
         self._budget.narrow(2 / (agents + 1))
 
     async def turn_to_create(self) -> float:
-        """Wait until a job may be created, and return this turn for `create`, which is to come soon.
+        """Wait until a job may be created, and return this turn; pass it to `create` soon.
 
-        A create that takes its turn itself may wait for a minute; what was known before may not hold then.
+        A create without a turn may wait for a minute, and what the caller knew before may be wrong then.
         """
         return await self._budget.take(Call.CREATE)
 
     async def create(
         self, job: CustomJob, *, timeout_seconds: float | None = None, turn: float | None = None
     ) -> JobRecord:
-        """Create a job and return it; sent once, never repeated, and at once if it has its `turn` already.
+        """Create a job and return it. It is sent once and never repeated; with a `turn` it is sent at once.
 
         Raises Refused with a problem for each field that the server names, PermissionDenied or
         AuthenticationFailed; OverQuota when there certainly is no job; OutcomeUnknown when
@@ -198,19 +136,19 @@ class VertexJobs:
         try:
             created = await self._send(Call.CREATE, send, turn)
         except google.GoogleAPICallError as error:
-            if isinstance(error, _CERTAINLY_NO_JOB) or _NOT_SENT in _message(error):
-                raise _translated(error, where) from error
+            if not may_hide_a_job(error):
+                raise translated(error, where) from error
             raise OutcomeUnknown(
-                f"{where}: Vertex AI did not say whether it created the job: {_message(error)}"
+                f"{where}: Vertex AI did not say whether it created the job: {message_of(error)}"
             ) from error
-        record = as_record(_raw(created))
+        record = as_record(raw(created))
         if not _JOB_NAME.fullmatch(record.name):
             raise OutcomeUnknown(f"{where}: Vertex AI's answer names no job: {record.name!r}")
         return record
 
     async def get(self, name: str, *, attempts: int = ATTEMPTS) -> JobRecord:
         """Return one job. Raises NotFound when it does not exist, Transient after the last attempt."""
-        return as_record(_raw(await self._whole(name, attempts)))
+        return as_record(raw(await self._whole(name, attempts)))
 
     async def describe(self, name: str) -> CustomJob:
         """Return the whole of a job; the environment of its containers may hold secrets.
@@ -251,15 +189,7 @@ class VertexJobs:
 
     async def aclose(self) -> None:
         """Let go of the channel; the last of those who share it closes it."""
-        loop, self._loop = self._loop, None
-        if loop is None:
-            return
-        clients = _shared[loop]
-        shared = clients[self._key]
-        shared.users -= 1
-        if shared.users == 0:
-            del clients[self._key]
-            await shared.client.transport.close()
+        await self._channel.aclose()
 
     async def _whole(self, name: str, attempts: int) -> CustomJob:
         async def send(client: Any) -> CustomJob:
@@ -276,11 +206,11 @@ class VertexJobs:
                 filter=selection,
                 page_size=PAGE_SIZE,
                 page_token=token,
-                read_mask=_READ_MASK,
+                read_mask=READ_MASK,
             )
             pager = await client.list_custom_jobs(request=request, timeout=self._timeout_seconds, retry=None)
             async for page in pager.pages:
-                return _raw(_received(page))
+                return raw(_received(page))
             raise AssertionError("a pager has at least one page")
 
         return await self._call(Call.LIST, f"the jobs of {self.parent}", send)
@@ -292,7 +222,7 @@ class VertexJobs:
             try:
                 return await self._send(call, send)
             except google.GoogleAPICallError as error:
-                raise _translated(error, where) from error
+                raise translated(error, where) from error
 
         return await retrying(once, clock=self._clock, random=self._random, attempts=attempts)
 
@@ -300,16 +230,16 @@ class VertexJobs:
         """Send one request when its turn has come."""
         budget = self._budget
         sent_at = await budget.take(call) if turn is None else turn
-        client = self._client()
+        client = self._channel.client()
         self.calls[call] += 1
         try:
             return await send(client)
         except google.TooManyRequests as error:
-            if quota_kind(_message(error)) == "rate":
+            if quota_kind(message_of(error)) == "rate":
                 budget.slow_down(call, sent_at)
             raise
         except (ValueError, DecodeError) as error:
-            if (refusal := _refusal_behind(error)) is None:
+            if (refusal := refusal_behind(error)) is None:
                 raise
             raise refusal from error
 
@@ -324,131 +254,9 @@ class VertexJobs:
             submissions_per_minute=self._submissions_per_minute,
         )
 
-    @property
-    def _key(self) -> tuple[str, int]:
-        return (self._endpoint, id(self._credentials))
-
-    def _client(self) -> Any:
-        loop = asyncio.get_running_loop()
-        clients = _shared.setdefault(loop, {})
-        if self._loop is not loop:
-            if self._key not in clients:
-                client = _open_client(self._endpoint, self._credentials)
-                clients[self._key] = _Shared(client, self._credentials)
-            clients[self._key].users += 1
-            self._loop = loop
-        return clients[self._key].client
-
-
-def as_record(job: Any) -> JobRecord:
-    """Return a CustomJob as a record; takes the protobuf message, whose fields are cheap to read."""
-    return JobRecord(
-        name=job.name,
-        state=job.state,
-        display_name=job.display_name,
-        labels=dict(job.labels),
-        create_time=_time(job, "create_time"),
-        start_time=_time(job, "start_time"),
-        end_time=_time(job, "end_time"),
-        update_time=_time(job, "update_time"),
-        error_code=job.error.code,
-        error_message=job.error.message,
-    )
-
 
 def _received(message: Any) -> Any:
     # What gRPC returns for an answer that is no message.
     if message is None:
         raise google.DataLoss("its answer cannot be read")
     return message
-
-
-def _raw(message: Any) -> Any:
-    return cast("Any", type(message)).pb(message)
-
-
-def _time(job: Any, field: str) -> datetime | None:
-    if not job.HasField(field):
-        return None
-    try:
-        return getattr(job, field).ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        # One job with a time beyond the year 9999 must not hide all others of its list.
-        return None
-
-
-def _open_client(endpoint: str, credentials: Credentials | None) -> JobServiceAsyncClient:
-    scheme, _, host = endpoint.partition("://")
-    if scheme == "grpc":
-        channel = grpc.aio.insecure_channel(host, options=_CHANNEL_OPTIONS)
-    else:
-        transport = cast("Any", JobServiceGrpcAsyncIOTransport)
-        try:
-            channel = transport.create_channel(
-                host if ":" in host else f"{host}:443", credentials=credentials, options=_CHANNEL_OPTIONS
-            )
-        except GoogleAuthError as error:
-            raise AuthenticationFailed(
-                Problem("Google credentials", f"they cannot be used: {error}", fix=_FIX_CREDENTIALS)
-            ) from error
-    return JobServiceAsyncClient(transport=JobServiceGrpcAsyncIOTransport(channel=channel))
-
-
-def _translated(error: google.GoogleAPICallError, where: str) -> Permanent | Transient:
-    message = _message(error)
-    if isinstance(error, google.Unauthorized) or (_NOT_SENT in message and _BAD_CREDENTIALS.search(message)):
-        return AuthenticationFailed(
-            Problem(where, f"Google does not accept the credentials: {message}", fix=_FIX_CREDENTIALS)
-        )
-    if isinstance(error, google.Forbidden):
-        return PermissionDenied(
-            Problem(
-                where,
-                f"Vertex AI says no: {message}",
-                why="the service account needs aiplatform.customJobs.create, get, list and cancel",
-                fix="Grant it the role Vertex AI User, and iam.serviceAccounts.actAs on the job's account.",
-            )
-        )
-    if isinstance(error, google.NotFound):
-        return NotFound(Problem(where, f"Vertex AI does not find it: {message}"))
-    if isinstance(error, google.TooManyRequests):
-        return OverQuota(
-            f"{where}: Vertex AI's quota is used up: {message}",
-            is_capacity=quota_kind(message) == "capacity",
-            retry_after_seconds=_retry_after(error),
-        )
-    if isinstance(error, google.ClientError) and not isinstance(error, google.Cancelled | google.Aborted):
-        return Refused(_problems(message, where))
-    return Transient(
-        f"{where}: Vertex AI could not be asked: {message}", retry_after_seconds=_retry_after(error)
-    )
-
-
-def _refusal_behind(error: BaseException) -> google.GoogleAPICallError | None:
-    """Return the server's error if Google's client stumbled over its details, which it could not read."""
-    while (error_before := error.__context__) is not None:
-        if isinstance(error_before, grpc.RpcError):
-            rpc_error: Any = error_before
-            return cast("Any", google).from_grpc_status(rpc_error.code(), rpc_error.details())
-        error = error_before
-    return None
-
-
-def _message(error: google.GoogleAPICallError) -> str:
-    return str(cast("Any", error).message)
-
-
-def _retry_after(error: google.GoogleAPICallError) -> float | None:
-    for detail in cast("Any", error).details:
-        if isinstance(detail, RetryInfo):
-            # No timedelta: it may be longer than one can be.
-            return max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
-    return None
-
-
-def _problems(message: str, where: str) -> Sequence[Problem]:
-    found = [
-        Problem(f"{where}: {match['field']}", match["message"].strip(), why="Vertex AI refused it")
-        for match in _FIELD_ERROR.finditer(message)
-    ]
-    return found or [Problem(where, f"Vertex AI refused it: {message}")]

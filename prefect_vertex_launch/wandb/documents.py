@@ -118,8 +118,6 @@ query RunState($project: String!, $entity: String!, $name: String!) {
 }""",
 )
 
-STOP_RUN = Operation("StopRun", "mutation StopRun($id: ID!) { stopRun(input: {id: $id}) { success } }")
-
 GET_ARTIFACT_FILES = Operation(
     "GetArtifactMembershipFileUrls",
     """

@@ -117,21 +117,17 @@ class WandbGraphql:
         self.calls[operation.name] += 1
         return await self._read("POST", "/graphql", operation.name, **_json(body))
 
-    async def succeed(
-        self, operation: Operation, variables: Mapping[str, Any], *, where: str, field: str | None = None
-    ) -> None:
-        """Carry out a mutation; `field` is its name where the operation has another one.
+    async def succeed(self, operation: Operation, variables: Mapping[str, Any], *, where: str) -> None:
+        """Carry out a mutation.
 
         Raises Refused about `where` when the answer says that it was not done, and as `execute` does.
         """
-        if not await self.is_done(operation, variables, field=field):
+        if not await self.is_done(operation, variables):
             raise Refused(Problem(where, f"W&B did not carry out {operation.name}"))
 
-    async def is_done(
-        self, operation: Operation, variables: Mapping[str, Any], *, field: str | None = None
-    ) -> bool:
+    async def is_done(self, operation: Operation, variables: Mapping[str, Any]) -> bool:
         """Ask for a mutation as `succeed` does; return whether the answer says that it was carried out."""
-        answer = at(await self.execute(operation, variables), field or operation.name)
+        answer = at(await self.execute(operation, variables), operation.name)
         return answer is not None and bool(answer.get("success"))
 
     async def post(self, path: str, body: Mapping[str, Any], *, name: str) -> None:

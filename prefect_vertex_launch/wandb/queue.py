@@ -5,22 +5,21 @@ the batched read of runs is our own, through ordinary GraphQL aliases. A pop is 
 twice: an item whose answer was lost returns to the queue by itself when its lease ends, about a
 minute later.
 
-Runs, sweeps, agents and files are in modules of their own; this class is what blocks and flows use.
+What an item is, and runs, sweeps, agents and files, are in modules of their own. This class is what
+blocks and flows use.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from random import Random
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import httpx
-from pydantic import SecretStr
 
 from prefect_vertex_launch.core.clock import Clock, SystemClock
 from prefect_vertex_launch.core.errors import (
@@ -37,13 +36,13 @@ from prefect_vertex_launch.wandb import agents, documents, files, runs, sweeps
 from prefect_vertex_launch.wandb.agents import AgentRecord, AgentStatus
 from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
 from prefect_vertex_launch.wandb.files import error_file
-from prefect_vertex_launch.wandb.graphql import (
-    MAX_ANSWER_BYTES,
-    Operation,
-    WandbGraphql,
-    at,
-    objects_at,
-    text_at,
+from prefect_vertex_launch.wandb.graphql import Operation, WandbGraphql, at, objects_at, text_at
+from prefect_vertex_launch.wandb.items import (
+    ItemRecord,
+    PoppedItem,
+    as_item_record,
+    as_popped_item,
+    unreadable_item,
 )
 from prefect_vertex_launch.wandb.jobs import read_job
 from prefect_vertex_launch.wandb.runs import RunPath, RunRecord
@@ -64,9 +63,6 @@ __all__ = [
 
 # W&B keeps every entity's queues in this project.
 QUEUE_PROJECT = "model-registry"
-_API_KEY_FIELD = "_wandb_api_key"
-# Ids are base64: what would have to be decoded is none.
-_ITEM_ID = re.compile(r'"runQueueItemId"\s*:\s*"([^"\\]*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +74,6 @@ class QueueRecord:
     resource: str | None
     config: object
     prioritization_mode: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ItemRecord:
-    """A run queue item: its state and the run it was claimed for."""
-
-    item_id: str
-    state: ItemState
-    run_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class PoppedItem:
-    """A leased item.
-
-    `payload` is the run spec without `_wandb_api_key`, which is `api_key`. When the spec could not be
-    read `payload` is None and `problem` says why. `size_bytes` is the size of the whole answer.
-    """
-
-    item_id: str
-    payload: object
-    api_key: SecretStr | None
-    size_bytes: int
-    problem: Problem | None = None
 
 
 class WandbQueue:
@@ -224,20 +196,20 @@ class WandbQueue:
         try:
             answer: object = json.loads(text)
         except (ValueError, RecursionError) as error:
-            return _unreadable_item(text, error)
+            return unreadable_item(text, error)
         popped = at(self._graphql.data_of(documents.POP, answer), "popFromRunQueue")
         if popped is None:
             return None
         if not isinstance(popped.get("runQueueItemId"), str):
             raise Transient(f"W&B's answer to {documents.POP.name} names no item")
-        return _popped_item(popped["runQueueItemId"], popped.get("runSpec"), len(text.encode()))
+        return as_popped_item(popped["runQueueItemId"], popped.get("runSpec"), len(text.encode()))
 
     async def acknowledge(self, item_id: str, run_id: str) -> None:
         """Claim a leased item for a run; claiming it again for the same run is fine.
 
-        A refusal, whatever its kind, is checked against the item itself, because the answer to an
-        earlier claim of ours may have been lost. Raises Conflict, which says who has the item, when it
-        is not ours to claim any more, and what W&B said when the item does not explain it.
+        After any refusal the item itself is read, because the answer to an earlier claim of ours may
+        have been lost. Raises Conflict, which says who has the item, when we cannot claim it any more.
+        Raises what W&B said when the item does not explain the refusal.
         """
         variables = {"itemId": item_id, "runId": run_id}
         refusal: Permanent | None = None
@@ -251,7 +223,7 @@ class WandbQueue:
         except Permanent as error:
             refusal = error
         item = await self._refused_item(item_id, refusal)
-        # A failed one was ours too: who told W&B how it ended may have died before Prefect knew.
+        # So is a failed item of ours: who reported the failure may have died before Prefect knew of it.
         if item.state in {ItemState.CLAIMED, ItemState.FAILED} and item.run_id == run_id:
             return
         is_elsewhere = item.run_id not in {None, run_id} or item.state is ItemState.PENDING
@@ -301,12 +273,7 @@ class WandbQueue:
         found = at(data, "project", "runQueue", "runQueueItem")
         if found is None:
             raise NotFound(Problem(f"item {item_id}", f"it is not in {self._where()}"))
-        run_id = found.get("associatedRunId")
-        try:
-            state = ItemState(str(found.get("state")).upper())
-        except ValueError:
-            state = ItemState.UNKNOWN
-        return ItemRecord(item_id=item_id, state=state, run_id=str(run_id) if run_id else None)
+        return as_item_record(item_id, found)
 
     async def read_runs(self, paths: Sequence[RunPath]) -> dict[RunPath, RunRecord]:
         """Return state and stop request of each run, with one request for each 50.
@@ -323,10 +290,6 @@ class WandbQueue:
         """
         run = RunPath(entity, project, run_id)
         return await runs.read_run_state(self._graphql, run, own_entity=self.entity)
-
-    async def stop_run(self, run: RunPath) -> None:
-        """Ask W&B to stop a run: it ends itself when it next talks to W&B, and we hear of it too."""
-        await runs.stop_run(self._graphql, run)
 
     async def read_sweep_state(self, entity: str, project: str, sweep_id: str) -> str | None:
         """Return a sweep's state (`RUNNING`, `PAUSED`, `FINISHED`, …), or None: no such sweep is seen."""
@@ -366,36 +329,3 @@ class WandbQueue:
 
     def _where(self) -> str:
         return f"queue {self.entity}/{self.queue}"
-
-
-def _popped_item(item_id: str, spec: object, size_bytes: int) -> PoppedItem:
-    if isinstance(spec, str):
-        try:
-            spec = json.loads(spec)
-        except (ValueError, RecursionError) as error:
-            return PoppedItem(item_id, None, None, size_bytes, _unreadable(item_id, size_bytes, error))
-    if not isinstance(spec, dict):
-        return PoppedItem(item_id, spec, None, size_bytes)
-    payload = cast("dict[str, Any]", spec)
-    key = payload.pop(_API_KEY_FIELD, None)
-    return PoppedItem(item_id, payload, SecretStr(key) if isinstance(key, str) and key else None, size_bytes)
-
-
-def _unreadable_item(text: str, error: Exception) -> PoppedItem:
-    # The first one is the item's own: whatever the spec holds comes after it.
-    match = _ITEM_ID.search(text)
-    if match is None:
-        raise Transient(f"W&B's answer to {documents.POP.name} is not readable and names no item") from error
-    size_bytes = len(text.encode())
-    item_id = match[1]
-    return PoppedItem(item_id, None, None, size_bytes, _unreadable(item_id, size_bytes, error))
-
-
-def _unreadable(item_id: str, size_bytes: int, error: Exception) -> Problem:
-    if isinstance(error, RecursionError):
-        what = "the run spec is nested too deeply to be read"
-    elif size_bytes > MAX_ANSWER_BYTES:
-        what = f"the run spec is larger than {MAX_ANSWER_BYTES // 1024 // 1024} MiB"
-    else:
-        what = "the run spec is not valid JSON"
-    return Problem(f"item {item_id}", what, fix="Launch the run again with a correct spec.")

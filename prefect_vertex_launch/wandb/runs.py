@@ -1,13 +1,12 @@
-"""Runs at W&B, seen from outside their process: state, stop requests, and asking them to stop."""
+"""Runs at W&B, seen from outside their process: their state, and whether they are to stop."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefect_vertex_launch.core.errors import AuthenticationFailed, NotFound, Permanent, Problem
-from prefect_vertex_launch.wandb.documents import GET_RUN_STATE, STOP_RUN, run_statuses
+from prefect_vertex_launch.wandb.documents import GET_RUN_STATE, run_statuses
 from prefect_vertex_launch.wandb.graphql import WandbGraphql, at, text_at
 
 RUNS_PER_REQUEST = 50
@@ -50,7 +49,7 @@ async def _read_batch(graphql: WandbGraphql, runs: Sequence[RunPath]) -> dict[Ru
     except AuthenticationFailed:
         raise
     except Permanent:
-        # One run that W&B will not show (a private project, say) must not hide the others.
+        # One run that W&B will not show (a private project, say) must not hide the rest.
         if len(runs) == 1:
             return {}
         half = len(runs) // 2
@@ -90,10 +89,3 @@ async def read_run_state(graphql: WandbGraphql, run: RunPath, *, own_entity: str
         ) from refusal
     found = at(project, "run")
     return None if found is None else text_at(found, "state")
-
-
-async def stop_run(graphql: WandbGraphql, run: RunPath) -> None:
-    """Ask W&B to stop a run. Raises NotFound or Refused when it will not."""
-    # The id is what W&B's own sweep scheduler builds (sdk/launch/sweeps/scheduler.py).
-    run_id = base64.b64encode(f"Run:v1:{run.run_id}:{run.project}:{run.entity}".encode()).decode()
-    await graphql.succeed(STOP_RUN, {"id": run_id}, where=f"run {run}", field="stopRun")

@@ -13,7 +13,7 @@ from google.api_core import exceptions as google
 
 from prefect_vertex_launch.core.vertex_types import CustomJob, ListCustomJobsResponse
 from prefect_vertex_launch.sandbox.vertex.filter import parse_filter
-from prefect_vertex_launch.vertex import jobs
+from prefect_vertex_launch.vertex import channel
 from tests.simulation.virtual_time import VirtualClock, VirtualLoop
 
 T = TypeVar("T")
@@ -117,5 +117,5 @@ class ModelledVertex:
 def served_by(vertex: ModelledVertex) -> Iterator[ModelledVertex]:
     """Every client that is opened in the body is this one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "_open_client", lambda *_: vertex)
+        patch.setattr(channel, "_open_client", lambda *_: vertex)
         yield vertex

@@ -23,7 +23,8 @@ from served_vertex import job
 from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.core.vertex_types import CustomJob, ListCustomJobsResponse
-from prefect_vertex_launch.vertex.jobs import VertexJobs, as_record
+from prefect_vertex_launch.vertex.job_record import as_record
+from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.queue import AgentStatus, RunPath, WandbQueue
 from tests.unit.json_fuzz import mutated
 
@@ -44,7 +45,6 @@ CALLS: dict[str, Callable[[WandbQueue], Awaitable[Any]]] = {
     "read_item": lambda queue: queue.read_item("item"),
     "read_runs": lambda queue: queue.read_runs([RUN]),
     "read_run_state": lambda queue: queue.read_run_state("team", "p", "run-1"),
-    "stop_run": lambda queue: queue.stop_run(RUN),
     "read_sweep_state": lambda queue: queue.read_sweep_state("team", "p", "s"),
     "cancel_sweep": lambda queue: queue.cancel_sweep("team", "p", "s"),
     "read_job": lambda queue: queue.read_job("team", "p", "job:latest"),
@@ -78,7 +78,7 @@ GOOD: dict[str, Any] = {
         "upsertSweep": {"sweep": {"name": "s"}},
         **{
             name: {"success": True}
-            for name in ("updateLaunchAgent", "ackRunQueueItem", "failRunQueueItem", "stopRun",
+            for name in ("updateLaunchAgent", "ackRunQueueItem", "failRunQueueItem",
                          "updateRunQueueItemWarning")
         },
     }

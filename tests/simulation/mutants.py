@@ -24,7 +24,7 @@ from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Perma
 from prefect_vertex_launch.core.retry_policy import Attempt, Policy, by_attempt
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
-from prefect_vertex_launch.jobspec import render
+from prefect_vertex_launch.jobspec import job_fields
 from prefect_vertex_launch.launch import attempts, claim, find_jobs, report, stop_requests, submit
 from prefect_vertex_launch.launch.item import QueueItem, run_of
 from prefect_vertex_launch.launch.launch import Launch
@@ -103,7 +103,7 @@ def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(3), 2)
 def label_differs_each_time(patch: pytest.MonkeyPatch) -> None:
     """The label by which a job is found again does not follow from the item."""
-    patch.setattr(render, "launch_key", lambda _: uuid4().hex)
+    patch.setattr(job_fields, "launch_key", lambda _: uuid4().hex)
 
 
 @noticed_by(Seed(3), 2, 10)

@@ -1,6 +1,7 @@
 """Prefect's task engine, as a simulated process sees it.
 
-A task runs its function, and tries again by its settings. Nothing of a task run is kept. Outside of a simulated process Prefect's own engine runs, as ever.
+A task runs its function, and tries again by its settings. Nothing of a task run is kept. Outside of a
+simulated process Prefect's own engine runs, as ever.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
-from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
+from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.render import Rendering, render
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
 
 IMAGE = "us-docker.pkg.dev/p/r/train:1"

@@ -16,8 +16,9 @@ from prefect_vertex_launch.core.vertex_types import AcceleratorType, CustomJob, 
 from prefect_vertex_launch.jobspec.config.arguments import EXTRA_ARGUMENTS
 from prefect_vertex_launch.jobspec.config.machine_types import MACHINE_TYPES
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.environment import launch_environment
-from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
+from prefect_vertex_launch.jobspec.render import Rendering, render
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
 
 PROJECT, LOCATION, IMAGE = "my-project", "us-central1", "us-docker.pkg.dev/p/r/train:1"

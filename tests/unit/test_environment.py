@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from wandb.sdk.launch._project_spec import LaunchProject
 from wandb.sdk.launch.utils import MAX_ENV_LENGTHS
 
+from prefect_vertex_launch.jobspec.config.macros import Piece
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.environment import (
     MAX_VALUE_CHARACTERS,
@@ -24,7 +25,6 @@ from prefect_vertex_launch.jobspec.environment import (
     literal_json,
     literal_text,
 )
-from prefect_vertex_launch.jobspec.macros import Piece
 from prefect_vertex_launch.jobspec.run_spec import parse_run_spec
 from prefect_vertex_launch.sandbox.vertex.replicas import _expanded
 

@@ -20,18 +20,18 @@ from rendered_launch import (
     task_of,
 )
 
-from prefect_vertex_launch.core.vertex_types import CustomJob
-from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
-from prefect_vertex_launch.jobspec.environment import launch_environment
-from prefect_vertex_launch.jobspec.render import (
+from prefect_vertex_launch.core.labels import (
     ATTEMPT_LABEL,
     ITEM_LABEL,
     QUEUE_LABEL,
     RUN_ID_LABEL,
     launch_key,
     queue_key,
-    render,
 )
+from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from prefect_vertex_launch.jobspec.environment import launch_environment
+from prefect_vertex_launch.jobspec.render import render
 from prefect_vertex_launch.sandbox.vertex.validation import job_errors
 
 # Entry point and arguments

@@ -19,8 +19,10 @@ from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.config.arguments import ARGUMENTS
 from prefect_vertex_launch.jobspec.config.launch_options import LAUNCH_KEYS, CommandPools
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, QueueDefaults, parse_queue_config
-from prefect_vertex_launch.jobspec.render import LaunchContext, Rendering, render
-from prefect_vertex_launch.jobspec.run_spec import Overrides, RunSpec, parse_run_spec
+from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.overrides import Overrides
+from prefect_vertex_launch.jobspec.render import Rendering, render
+from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
 
 API_KEY, TOKEN = "c4nary-api-key-of-forty-characters-00000", "C4NARY token $(x) of the worker"
 fuzz = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

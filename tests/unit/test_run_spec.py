@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec
-from prefect_vertex_launch.jobspec.run_spec import MAX_SPEC_BYTES, RunSpec, derive_run_id, parse_run_spec
+from prefect_vertex_launch.core.json_value import MAX_SPEC_BYTES
+from prefect_vertex_launch.jobspec.run_spec import RunSpec, derive_run_id, parse_run_spec
 
 # What `wandb launch --docker-image img:1 --queue q --entity acme --project p1` leaves in a queue.
 PUSHED: dict[str, Any] = {

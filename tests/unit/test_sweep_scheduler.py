@@ -16,7 +16,8 @@ from wandb.sdk.launch.sweeps.scheduler import Scheduler
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, parse_queue_config
-from prefect_vertex_launch.jobspec.render import LaunchContext, render
+from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.render import render
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
 from prefect_vertex_launch.jobspec.scheduler_item import SCHEDULER_URI, SWEEP_PLACEHOLDER, fill_in_sweep
 from prefect_vertex_launch.jobspec.sweeps import check_sweep_state, scheduler_image, scheduler_resource_args

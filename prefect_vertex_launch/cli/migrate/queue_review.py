@@ -14,8 +14,8 @@ from typing import Any, Final
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
 from prefect_vertex_launch.core.json_value import at, is_list, is_object, json_problems
 from prefect_vertex_launch.jobspec.config.arguments import ARGUMENTS
+from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, fill_macros
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, parse_queue_config
-from prefect_vertex_launch.jobspec.macros import LAUNCH_MACROS, fill_macros
 from prefect_vertex_launch.jobspec.run_spec import VERTEX_RESOURCES
 
 _READ_BY_THE_AGENT: Final[Mapping[str, frozenset[str]]] = {

@@ -15,7 +15,7 @@ from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, is_list, is_object, kind_of, shown
 from prefect_vertex_launch.core.vertex_types import PscInterfaceConfig, Scheduling, WorkerPoolSpec
 from prefect_vertex_launch.jobspec.config.field_walk import FieldWalk, descriptor_of, enum_of
-from prefect_vertex_launch.jobspec.macros import MacroText, has_macro, is_macro
+from prefect_vertex_launch.jobspec.config.macros import MacroText, has_macro, is_macro
 
 # The largest number of seconds a protobuf Duration holds (about 10,000 years).
 _MAX_SECONDS: Final = 315_576_000_000

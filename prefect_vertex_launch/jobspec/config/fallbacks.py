@@ -11,8 +11,8 @@ from prefect_vertex_launch.jobspec.config.argument_layers import ArgumentLayers
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig, check_config, is_persistent
 from prefect_vertex_launch.jobspec.config.field_walk import FieldWalk, descriptor_of
 from prefect_vertex_launch.jobspec.config.launch_options import Fallback, check_command_pools
+from prefect_vertex_launch.jobspec.config.macros import has_macro
 from prefect_vertex_launch.jobspec.config.worker_pools import check_machine_spec
-from prefect_vertex_launch.jobspec.macros import has_macro
 
 MAX_FALLBACKS: Final = 10
 _KEYS: Final = ("location", "machine_spec", "spec", "run")

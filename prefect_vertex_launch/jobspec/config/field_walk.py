@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, is_list, is_object, kind_of, shown
 from prefect_vertex_launch.core.spelling import right_spelling
-from prefect_vertex_launch.jobspec.macros import MacroText, is_macro
+from prefect_vertex_launch.jobspec.config.macros import MacroText, is_macro
 
 _INTEGER_BITS: Final = {FieldDescriptor.CPPTYPE_INT32: 32, FieldDescriptor.CPPTYPE_INT64: 64}
 # Larger than any number of replicas, bytes or seconds; int() of longer text may raise.

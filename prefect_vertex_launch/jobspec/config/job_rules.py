@@ -8,7 +8,7 @@ from typing import Any, Final
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.vertex_types import AcceleratorType, Scheduling
 from prefect_vertex_launch.jobspec.config.machine_types import FLEX_START_ACCELERATORS, accelerator_of
-from prefect_vertex_launch.jobspec.macros import has_macro
+from prefect_vertex_launch.jobspec.config.macros import has_macro
 
 _FLEX_START_MAX_SECONDS: Final = 7 * 24 * 3600
 _DEPRECATED: Final = (Scheduling.Strategy.ON_DEMAND, Scheduling.Strategy.LOW_COST)

@@ -15,7 +15,7 @@ from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at
 from prefect_vertex_launch.core.spelling import right_spelling
 from prefect_vertex_launch.core.vertex_types import AcceleratorType
-from prefect_vertex_launch.jobspec.macros import has_macro
+from prefect_vertex_launch.jobspec.config.macros import has_macro
 
 Counts = tuple[int, ...]
 

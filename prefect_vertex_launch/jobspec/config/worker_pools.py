@@ -13,7 +13,7 @@ from typing import Any, Final
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, is_object, shown
 from prefect_vertex_launch.jobspec.config.machine_types import check_machine
-from prefect_vertex_launch.jobspec.macros import has_macro
+from prefect_vertex_launch.jobspec.config.macros import has_macro
 
 MAX_POOLS: Final = 4
 MAX_ENV: Final = 100
