@@ -51,8 +51,8 @@ lint: $(STAMP)  ## format, lint, types and import contracts
 	@$(BIN)/lint-imports
 
 blocks: $(STAMP)  ## register the block types with the Prefect server in use
-	@$(BIN)/prefect block register --file prefect_vertex_launch/prefect_vertex_launch/blocks/wandb_credentials.py
-	@$(BIN)/prefect block register --file prefect_vertex_launch/prefect_vertex_launch/blocks/vertex_queue.py
+	@$(BIN)/prefect block register --file blocks/wandb_credentials.py
+	@$(BIN)/prefect block register --file blocks/vertex_queue.py
 
 lock: $(STAMP)  ## pin again what pyproject.toml asks for
 	@$(BIN)/python -m pip install --quiet uv
