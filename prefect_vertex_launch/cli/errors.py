@@ -27,7 +27,8 @@ def no_such_block(name: str, existing: Sequence[str]) -> CommandError:
     if not existing:
         return CommandError(
             what,
-            "none exists yet: register the block types with `make blocks`, "
+            "none exists yet: register the block types with "
+            "`prefect block register -m prefect_vertex_launch.blocks`, "
             "then create one in the Prefect UI or in Python (docs/deploying.md)",
             code=NOT_READY,
         )
