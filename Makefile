@@ -52,8 +52,8 @@ lint: $(STAMP)  ## format, lint, types, import contracts and the length of modul
 	@$(BIN)/python -m tests.lint.size $(wildcard prefect_vertex_launch flows blocks benchmarks)
 
 blocks: $(STAMP)  ## register the block types with the Prefect server in use
-	@$(BIN)/prefect block register --file prefect_vertex_launch/prefect_vertex_launch/blocks/wandb_credentials.py
-	@$(BIN)/prefect block register --file prefect_vertex_launch/prefect_vertex_launch/blocks/vertex_queue.py
+	@$(BIN)/prefect block register --file blocks/wandb_credentials.py
+	@$(BIN)/prefect block register --file blocks/vertex_queue.py
 
 lock: $(STAMP)  ## pin again what pyproject.toml asks for
 	@$(BIN)/python -m pip install --quiet uv

@@ -15,7 +15,7 @@ MODULES = (
     "prefect_vertex_launch.vertex.client",
     "prefect_vertex_launch.blocks.vertex_queue",
     "prefect",
-    "prefect_vertex_launch.agent.agent",
+    "prefect_vertex_launch.flows.agent",
 )
 _PROGRAM = """
 import importlib, json, psutil, sys, time

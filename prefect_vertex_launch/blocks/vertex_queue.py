@@ -44,7 +44,7 @@ class VertexLaunchQueue(QueueFields, Block):
 
     Example:
         ```python
-        from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+        from prefect_vertex_launch.blocks import VertexLaunchQueue
 
         vertex_launch_queue = VertexLaunchQueue.load("BLOCK_NAME")
         ```

@@ -26,7 +26,7 @@ class WandbCredentials(CredentialsBlock):
 
     Example:
         ```python
-        from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
+        from prefect_vertex_launch.blocks import WandbCredentials
 
         wandb_credentials = WandbCredentials.load("BLOCK_NAME")
         ```

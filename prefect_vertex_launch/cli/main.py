@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Coroutine
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -110,6 +111,61 @@ def agent(
     state = _run(_serve_queues(queue, drain=drain, max_runtime_minutes=max_runtime_minutes))
     typer.echo(f"{state.name}: {state.message}")
     raise typer.Exit(OK if state.is_completed() else FAILED)
+
+
+@app.command()
+def deploy(
+    queue: Annotated[str, typer.Option(help="Name of the VertexLaunchQueue block.")],
+    pool: Annotated[str, typer.Option(help="Name of the work pool that runs the deployments.")],
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=24 * 60,
+            help="Minutes between two starts of an agent; 5 if unset. One works at a time.",
+        ),
+    ] = None,
+    no_schedule: Annotated[bool, typer.Option("--no-schedule", help="Start agents by hand only.")] = False,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="Image with prefect-vertex-launch in it, for a pool that runs flows in containers."
+        ),
+    ] = None,
+) -> None:
+    """Deploy a queue's flows on a work pool: the agent, a launch by hand, and the form that pushes a run."""
+    from prefect_vertex_launch.cli.deploy import DeployOptions
+    from prefect_vertex_launch.cli.deploy import deploy as run_deploy
+
+    options = DeployOptions(
+        queue=queue,
+        pool=pool,
+        image=image,
+        every=None if every is None else timedelta(minutes=every),
+        is_scheduled=not no_schedule,
+    )
+    for line in _run(run_deploy(options)).lines():
+        typer.echo(line)
+
+
+@app.command()
+def init(
+    force: Annotated[bool, typer.Option("--force", help="Write over the one that is there.")] = False,
+    print_only: Annotated[bool, typer.Option("--print", help="Print it and write nothing.")] = False,
+) -> None:
+    """Write a prefect.yaml with a queue's deployments into this folder, for `prefect deploy`."""
+    from prefect_vertex_launch.cli.init import next_steps, write_prefect_yaml
+    from prefect_vertex_launch.cli.prefect_yaml import read_prefect_yaml
+
+    if print_only:
+        typer.echo(read_prefect_yaml(), nl=False)
+        return
+    try:
+        path = write_prefect_yaml(Path.cwd(), force=force)
+    except CommandError as error:
+        _fail(error)
+    for line in (f"written: {path}", *next_steps()):
+        typer.echo(line)
 
 
 @app.command()

@@ -113,7 +113,8 @@ def no_such_block(name: str, existing: Sequence[str]) -> NoSuchBlock:
     what = f"there is no VertexLaunchQueue block named {name!r}"
     if not existing:
         fix = (
-            "None exists yet: register the block types with `make blocks`, "
+            "None exists yet: register the block types with "
+            "`prefect block register -m prefect_vertex_launch.blocks`, "
             "then create one in the Prefect UI or in Python (docs/deploying.md)"
         )
     else:

@@ -28,6 +28,7 @@ def _run_name() -> str:
     return f"agent {', '.join(runtime.parameters['queues'])}"
 
 
+# PREFECT_FLOWS_DEFAULT_RETRIES would make an agent that has ended serve its queues once more.
 @flow(name="agent", flow_run_name=_run_name, retries=0, persist_result=False, log_prints=False)
 async def agent(
     queues: list[str],

@@ -138,7 +138,8 @@ class LaunchForm(BaseModel):
         }
 
 
-@task(name="push", cache_policy=NO_CACHE, persist_result=False)
+# PREFECT_TASKS_DEFAULT_RETRIES would push a run a second time that is on the queue already.
+@task(name="push", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def push_run(queue: str, form: dict[str, Any]) -> str:
     """Push the run through wandb's public API; return the run queue item's id.
 
@@ -201,6 +202,7 @@ async def _state_of(wandb: WandbQueue, entity: str, project: str, item_id: str) 
     return await wandb.read_run_state(entity, project, item.run_id)
 
 
+# PREFECT_FLOWS_DEFAULT_RETRIES would push the run again, if the first one has failed.
 @flow(name="enqueue", flow_run_name="enqueue on {queue}", retries=0, persist_result=False, log_prints=False)
 async def enqueue(queue: str, launch: LaunchForm, wait: bool = False) -> State[Any]:
     """Put a run on a W&B Launch queue.

@@ -110,6 +110,7 @@ async def report(launch: Launch) -> str:
     return await reporting.report(launch)
 
 
+# A launch starts its own further attempts; PREFECT_FLOWS_DEFAULT_RETRIES would launch a failed run once more.
 @flow(name="launch", retries=0, validate_parameters=True, persist_result=False, log_prints=False)
 async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
     """Launch one run of a W&B queue on Vertex AI and follow it to its end.

@@ -38,7 +38,8 @@ async def push(arguments: dict[str, Any], *, base_url: str, api_key: SecretStr) 
             "WANDB_SILENT": "true",
         }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "prefect_vertex_launch.wandb.push",
+            # -P: no package of the user's, in the current directory, is taken for one that this needs.
+            sys.executable, "-P", "-m", "prefect_vertex_launch.wandb.push",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             env=environment,
         )  # fmt: skip

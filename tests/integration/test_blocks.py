@@ -97,7 +97,7 @@ def registered(prefect_server: PrefectServer) -> str:
                 "block",
                 "register",
                 "--file",
-                f"prefect_vertex_launch/blocks/{name}.py",
+                f"blocks/{name}.py",
             ],
             env=prefect_server.environment,
             cwd=CHECKOUT,

@@ -127,7 +127,6 @@ async def deployed(
 
 
 async def test_every_deployment_is_there_and_its_schedule_produces_runs(deployed: Deployed) -> None:
-    """With sqlalchemy 2.1 Prefect 3.8 creates no scheduled run and says nothing (docs/dependencies.md)."""
     async with get_client() as client:
         agent = await client.read_deployment_by_name(deployed.name("agent"))
         for flow_name in ("launch", "enqueue"):

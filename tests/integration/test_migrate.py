@@ -139,7 +139,7 @@ async def test_two_queues_are_moved_and_an_agent_drains_both(here: Path, sandbox
         assert block.project == f"{sandbox.entity}-project"
         assert (block.max_jobs, block.shared_limits, block.stop_grace_seconds) == (-1, [shared], 7.0)
     commands = (here / "deploy.sh").read_text()
-    assert all(f"VERTEX_LAUNCH_QUEUE={name} " in commands for name in blocks)
+    assert all(f"vertex-launch deploy --queue {name} --pool " in commands for name in blocks)
     assert f"vertex-launch agent --queue {blocks[0]} --queue {blocks[1]}" in commands
 
     # What somebody sets in a block by hand is kept when the command runs again.

@@ -15,7 +15,10 @@ from prefect_vertex_launch.cli.main import API_KEY, app
 from prefect_vertex_launch.coordination.prefect_api import no_such_block
 from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
 
-COMMANDS = ([], ["demo"], ["sandbox"], ["sandbox", "up"], ["agent"], ["status"], ["migrate"], ["adopt"])
+COMMANDS = (
+    [], ["demo"], ["sandbox"], ["sandbox", "up"], ["agent"], ["deploy"], ["init"], ["status"], ["migrate"],
+    ["adopt"],
+)  # fmt: skip
 HEAVY = (
     "prefect", "prefect_gcp", "wandb", "google.cloud.aiplatform", "google.cloud.aiplatform_v1",
     "google.protobuf", "grpc", "httpx",
@@ -49,6 +52,8 @@ def test_help_of_every_command_imports_nothing_heavy():
     "arguments",
     [
         ["agent"],
+        ["deploy", "--queue", "q"],
+        ["deploy", "--queue", "q", "--pool", "p", "--every", "0"],
         ["status", "--limit", "-1"],
         ["sandbox", "up", "--wandb-port", "70000"],
         ["sandbox", "up", "--lease-seconds", "-1"],
@@ -109,7 +114,8 @@ def test_a_missing_block_is_answered_with_the_ones_there_are_and_the_nearest():
 
 
 def test_without_any_block_the_hint_says_how_to_make_one():
-    assert "make blocks" in str(as_command_error(no_such_block("demo", [])))
+    error = as_command_error(no_such_block("demo", []))
+    assert "prefect block register -m prefect_vertex_launch.blocks" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def private_environment(home: Path, prefect_port: int, inherited: Mapping[str, s
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
         # The flows' log goes to the Prefect UI; the terminal belongs to the table.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        # In memory: on a file, Prefect 3.8 now and then stops for a minute (docs/deploying.md).
+        # In memory: on a file, Prefect now and then stops for a minute (docs/deploying.md).
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///:memory:",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",

@@ -74,9 +74,8 @@ class Plan:
         return [
             *debug,
             *([f"# set where the worker runs: {', '.join(macros)}"] if macros else []),
-            f"export VERTEX_LAUNCH_POOL={POOL}",
             f"prefect work-pool inspect {POOL} >/dev/null || prefect work-pool create {POOL} --type process",
-            *(f"VERTEX_LAUNCH_QUEUE={queue.block} prefect --no-prompt deploy --all" for queue in self.queues),
+            *(f"vertex-launch deploy --queue {queue.block} --pool {POOL}" for queue in self.queues),
             f"prefect worker start --pool {POOL}",
             f"# or without deployments: vertex-launch agent {served}",
         ]
