@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What takes longest comes first, so that all processes end at about the same time.
-TESTS ?= tests/chaos tests/integration tests/simulation tests/conformance tests/unit
+TESTS ?= tests/chaos tests/end_to_end tests/simulation tests/sandbox tests/adapters tests/unit
 STAMP := $(VENV)/.ready
 
 .PHONY: bench slow fuzz simulate mutants chaos soak blocks demo test lint lock clean
@@ -24,10 +24,10 @@ test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many 
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
 
 slow: $(STAMP)  ## the demo and the deployments with a worker, as they are run from a shell; two minutes
-	@$(BIN)/python -m pytest -m slow tests/integration --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m slow tests/end_to_end --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
-	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/conformance/test_sandbox_fuzz.py tests/conformance/test_adapters_fuzz.py tests/integration/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/sandbox/test_sandbox_fuzz.py tests/adapters/test_adapters_fuzz.py tests/end_to_end/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
 
 simulate: $(STAMP)  ## the agent in virtual time: every death in every script, 2,000 seeds of 20 items; minutes
 	@$(BIN)/python -m tests.simulation $(SIMULATE_ARGS)

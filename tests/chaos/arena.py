@@ -26,7 +26,7 @@ from tests.chaos.servers import ENTITY, PrefectProcess, SandboxProcess, last_lin
 from tests.chaos.slot_trace import leases
 from tests.chaos.watch import Watch, watching
 from tests.chaos.workload import Workload
-from tests.integration.launch_queue import LaunchQueue
+from tests.end_to_end.launch_queue import LaunchQueue
 
 # A dead agent is noticed after seconds instead of minutes; what is half of what stays half of it.
 QUICK: Mapping[str, Any] = {

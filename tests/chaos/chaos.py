@@ -24,7 +24,7 @@ from tests.chaos.figures import figures, table
 from tests.chaos.interventions import Interventions, intervening
 from tests.chaos.servers import PrefectProcess
 from tests.chaos.storm import AGENTS, PREFECT_SERVER, SANDBOX, Storm
-from tests.integration.conftest import PrefectServer, prefect_client_of, send_what_is_left
+from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of, send_what_is_left
 
 JOB_SECONDS = 2.0
 REAL_RUNS = 2

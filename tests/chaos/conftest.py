@@ -1,5 +1,5 @@
 """The Prefect server that the other tests have too."""
 
-from tests.integration.conftest import prefect_api, prefect_server
+from tests.end_to_end.conftest import prefect_api, prefect_server
 
 __all__ = ["prefect_api", "prefect_server"]

@@ -17,7 +17,7 @@ import httpx
 from prefect_vertex_launch.cli.demo.servers import free_port
 from tests.chaos.auditor import Job, read_job
 from tests.chaos.nursery import ROOT
-from tests.integration.shared_prefect import IN_MEMORY, SETTINGS, clean_environment
+from tests.end_to_end.shared_prefect import IN_MEMORY, SETTINGS, clean_environment
 
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0

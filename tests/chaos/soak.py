@@ -85,7 +85,7 @@ async def soak(items: int, seed: int) -> int:
     """Run the soak and print its figures; return the exit code."""
     from tests.chaos.arena import arena
     from tests.chaos.servers import PrefectProcess
-    from tests.integration.conftest import PrefectServer, prefect_client_of, send_what_is_left
+    from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of, send_what_is_left
 
     home = Path(tempfile.mkdtemp(prefix="vertex-launch-soak-prefect-"))
     async with PrefectProcess(home, on_file=False, is_faulty=True) as server:

@@ -9,7 +9,7 @@ from tests.chaos.arena import arena
 from tests.chaos.figures import figures, table
 from tests.chaos.kill_points import AFTER, BEFORE, UNANSWERED
 from tests.chaos.storm import AGENTS, Storm
-from tests.integration.conftest import PrefectServer
+from tests.end_to_end.prefect_server import PrefectServer
 
 KILLS = 20
 SEED = 1

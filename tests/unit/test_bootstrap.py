@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rendered_launch import KEY, POOL, env_of, launch, pool, refused, task_of
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec
 from prefect_vertex_launch.jobspec.bootstrap import start_program
 from prefect_vertex_launch.jobspec.job_source import JobCode, JobSource, LaunchImage, image_of_job, read_code
+from tests.unit.rendered_launch import KEY, POOL, env_of, launch, pool, refused, task_of
 
 SECRET = "projects/my-project/secrets/wandb-api-key/versions/3"
 TRAIN = ["python", "train.py"]

@@ -17,7 +17,7 @@ from prefect_vertex_launch.vertex.call_budget import (
     CallBudget,
     shared_budget,
 )
-from tests.conformance.modelled_vertex import LoopClock, in_virtual_time, most_in_a_window
+from tests.adapters.modelled_vertex import LoopClock, in_virtual_time, most_in_a_window
 
 PAUSES = [0.0, 0.0, 0.0, 0.5, 7.0, 31.0, 59.999, 60.0, 61.0]
 

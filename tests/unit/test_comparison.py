@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from named_tests import ROOT, functions_of
 from wandb.sdk.launch.agent.config import AgentConfig
+
+from tests.unit.named_tests import ROOT, functions_of
 
 DOCUMENT = ROOT / "docs" / "compared-with-wandb-agent.md"
 BEHAVIOURS = [f"B{number}" for number in range(1, 69)]

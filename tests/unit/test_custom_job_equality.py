@@ -9,7 +9,6 @@ import pytest
 from google.cloud import aiplatform
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sdk_job import CONTEXT, IMAGE, assert_equal, extras, read_run_spec, runs, specs, tracking, words
 
 from prefect_vertex_launch.core.vertex_types import AcceleratorType, CustomJobSpec
 from prefect_vertex_launch.jobspec.config.arguments import (
@@ -22,6 +21,17 @@ from prefect_vertex_launch.jobspec.config.arguments import (
 from prefect_vertex_launch.jobspec.config.machine_types import MACHINE_TYPES
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 from prefect_vertex_launch.jobspec.render import render
+from tests.unit.sdk_job import (
+    CONTEXT,
+    IMAGE,
+    assert_equal,
+    extras,
+    read_run_spec,
+    runs,
+    specs,
+    tracking,
+    words,
+)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])

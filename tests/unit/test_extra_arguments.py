@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from checked_config import NETWORK, only, parse, refused
+
+from tests.unit.checked_config import NETWORK, only, parse, refused
 
 MODEL = "projects/p/locations/l/models/7@golden"
 EXTRAS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from named_tests import ROOT, functions_of, paths_of
+
+from tests.unit.named_tests import ROOT, functions_of, paths_of
 
 TEXT = (ROOT / "docs" / "guarantees.md").read_text()
 # Whatever looks like a test, so that one with a slip in its name is not passed over.

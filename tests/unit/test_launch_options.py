@@ -7,11 +7,11 @@ import itertools
 from typing import Any
 
 import pytest
-from checked_config import ACCOUNT, POOL, POOLS, SPEC, only, pool, problems
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig
 from prefect_vertex_launch.jobspec.config.launch_options import CommandPools, LaunchOptions, RunIdReplicas
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, QueueDefaults, parse_queue_config
+from tests.unit.checked_config import ACCOUNT, POOL, POOLS, SPEC, only, pool, problems
 
 LAUNCH = "resource_args.vertex.launch"
 FIRST = f"{LAUNCH}.fallbacks[0]"

@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rendered_launch import IMAGE, POOL, env_of, launch, launch_context, pool, read_run_spec, task_of
 
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 from prefect_vertex_launch.jobspec.environment import launch_environment
 from prefect_vertex_launch.jobspec.render import Rendering, render
+from tests.unit.rendered_launch import (
+    IMAGE,
+    POOL,
+    env_of,
+    launch,
+    launch_context,
+    pool,
+    read_run_spec,
+    task_of,
+)
 
 REDUCTION = "us-docker.pkg.dev/p/r/reduction:1"
 OF_THE_RUN = {"WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH_TRACE_ID"}

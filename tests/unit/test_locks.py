@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rendered_launch import IMAGE, POOL, launch, pool, refused, task_of
 
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.job_source import JobCode
 from prefect_vertex_launch.jobspec.locks import Locks
+from tests.unit.rendered_launch import IMAGE, POOL, launch, pool, refused, task_of
 
 TEAM = "us-docker.pkg.dev/my-team/*"
 DIGEST = "@sha256:" + "a" * 64

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from rendered_launch import IMAGE, KEY, POOL, env_of, launch, pool, refused, task_of
+
+from tests.unit.rendered_launch import IMAGE, KEY, POOL, env_of, launch, pool, refused, task_of
 
 
 def test_every_macro_of_a_launch_is_filled_in() -> None:

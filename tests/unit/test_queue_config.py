@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from checked_config import (
+
+from prefect_vertex_launch.core.errors import InvalidQueueConfig
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from tests.unit.checked_config import (
     ACCOUNT,
     NETWORK,
     POOL,
@@ -19,9 +22,6 @@ from checked_config import (
     problems,
     refused,
 )
-
-from prefect_vertex_launch.core.errors import InvalidQueueConfig
-from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 
 # What is required
 

@@ -6,9 +6,9 @@ import copy
 from typing import Any
 
 import pytest
-from checked_config import ACCOUNT, POOL, SPEC, only, problems
 
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, QueueDefaults, parse_queue_config
+from tests.unit.checked_config import ACCOUNT, POOL, SPEC, only, problems
 
 
 def test_an_items_arguments_win_one_by_one_over_the_blocks() -> None:

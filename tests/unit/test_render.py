@@ -7,18 +7,6 @@ import json
 from typing import Any
 
 import pytest
-from rendered_launch import (
-    IMAGE,
-    KEY,
-    POOL,
-    env_of,
-    launch,
-    launch_context,
-    pool,
-    read_run_spec,
-    refused,
-    task_of,
-)
 
 from prefect_vertex_launch.core.labels import (
     ATTEMPT_LABEL,
@@ -33,6 +21,18 @@ from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 from prefect_vertex_launch.jobspec.environment import launch_environment
 from prefect_vertex_launch.jobspec.render import render
 from prefect_vertex_launch.sandbox.vertex.validation import job_errors
+from tests.unit.rendered_launch import (
+    IMAGE,
+    KEY,
+    POOL,
+    env_of,
+    launch,
+    launch_context,
+    pool,
+    read_run_spec,
+    refused,
+    task_of,
+)
 
 # Entry point and arguments
 

@@ -10,9 +10,7 @@ from typing import Any
 from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from json_fuzz import anything, leaf_places, macros, mild, mutated
 from pydantic import SecretStr
-from sdk_job import CONTEXT, IMAGE, LOCATION, PROJECT, assert_equal, extras, runs, specs, tracking
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, InvalidRunSpec, Permanent
 from prefect_vertex_launch.core.vertex_types import CustomJob
@@ -23,6 +21,8 @@ from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.overrides import Overrides
 from prefect_vertex_launch.jobspec.render import Rendering, render
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
+from tests.json_fuzz import anything, leaf_places, macros, mild, mutated
+from tests.unit.sdk_job import CONTEXT, IMAGE, LOCATION, PROJECT, assert_equal, extras, runs, specs, tracking
 
 API_KEY, TOKEN = "c4nary-api-key-of-forty-characters-00000", "C4NARY token $(x) of the worker"
 fuzz = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
