@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests/chaos tests/end_to_end tests/simulation tests/sandbox tests/adapters tests/unit
 STAMP := $(VENV)/.ready
 
-.PHONY: bench slow fuzz simulate mutants chaos soak blocks demo test lint lock clean
+.PHONY: bench slow proof fuzz simulate mutants chaos soak blocks demo test lint lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements/dev.txt pyproject.toml
@@ -25,6 +25,9 @@ test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many 
 
 slow: $(STAMP)  ## the demo and the deployments with a worker, as they are run from a shell; two minutes
 	@$(BIN)/python -m pytest -m slow tests/end_to_end --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+proof: $(STAMP)  ## more of what the tests prove: 20 kills of agents, and the simulation's gaps; some minutes
+	@$(BIN)/python -m pytest -m proof tests/chaos tests/simulation --numprocesses 3 --dist load $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
 	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/sandbox/test_sandbox_fuzz.py tests/adapters/test_adapters_fuzz.py tests/end_to_end/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests import authorities
@@ -15,9 +16,14 @@ from tests.garbage import collect_rarely
 
 
 def pytest_configure() -> None:
-    """Nobody here reads a hundred certificates for each of its clients, or looks for garbage in modules."""
+    """Nobody here reads a hundred certificates for each of its clients, or looks for garbage in modules.
+
+    How long an example of hypothesis takes tells of the machine and not of the code.
+    """
     os.environ.update(authorities.ENVIRONMENT)
     gc.disable()
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:

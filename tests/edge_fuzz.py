@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -38,7 +38,5 @@ def fuzz(examples: int) -> settings:
     return settings(
         max_examples=EXAMPLES or examples,
         derandomize=not EXAMPLES,
-        deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
     )

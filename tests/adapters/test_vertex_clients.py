@@ -19,6 +19,7 @@ from prefect_vertex_launch.sandbox.vertex.backend import VertexBackend
 from prefect_vertex_launch.sandbox.vertex.grpc_service import add_job_service
 from prefect_vertex_launch.vertex.job_watcher import JobWatcher
 from prefect_vertex_launch.vertex.jobs import VertexJobs
+from tests.eventually import HANG_SECONDS
 
 
 @pytest.fixture
@@ -53,10 +54,10 @@ async def test_jobs_are_found_by_label_and_followed_to_their_ends(jobs):
     loop = asyncio.create_task(watcher.run())
     good = await jobs.create(custom_job("print('hi')", item="good"))
     bad = await jobs.create(custom_job("raise SystemExit(3)", item="bad"))
-    held = await jobs.create(custom_job("import time; time.sleep(60)", item="held"))
+    held = await jobs.create(custom_job("import time; time.sleep(600)", item="held"))
     assert [job.name for job in await jobs.list('labels.launch-item="bad"')] == [bad.name]
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         ends = asyncio.gather(*(watcher.wait(job.name) for job in (good, bad, held)))
         await jobs.cancel(held.name)
         records = await ends

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.web_server import WebServer
+from tests.eventually import HANG_SECONDS
 from tests.json_fuzz import places
 
 VALUES: list[Any] = [
@@ -88,7 +89,9 @@ class Proxy:
 async def fuzzing_proxy(sandbox: Sandbox, fuzz: Fuzz) -> AsyncIterator[Proxy]:
     """Stand before both servers of a sandbox."""
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=sandbox.wandb_url))
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=sandbox.wandb_url, timeout=HANG_SECONDS)
+        )
         web = WebServer(_wandb(client, fuzz), 0)
         await web.start()
         stack.push_async_callback(web.aclose)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +31,11 @@ POOL: dict[str, Any] = {
     "replica_count": 1,
     "container_spec": {"image_uri": "${image_uri}"},
 }
+
+
+def until_there(path: Path) -> tuple[str, str]:
+    """The arguments of a job that runs until a file is there."""
+    return "-c", f"import pathlib, time\nwhile not pathlib.Path({str(path)!r}).exists(): time.sleep(0.05)"
 
 
 # By the Prefect server that has them: its requests are what most of these tests wait for.
@@ -109,6 +117,15 @@ class LaunchQueue:
         found = self.sandbox.wandb.item(item_id)
         assert found is not None
         return found
+
+    async def most_at_once(self) -> int:
+        """How many jobs were live at once at most, by the times that Vertex AI has of them."""
+        starts_and_ends: list[tuple[datetime, int]] = []
+        for job in await self.jobs():
+            assert job.create_time is not None
+            assert job.end_time is not None
+            starts_and_ends += [(job.create_time, 1), (job.end_time, -1)]
+        return max(itertools.accumulate(change for _, change in sorted(starts_and_ends)))
 
     async def jobs(self) -> list[JobRecord]:
         """Every job of the block's project in the regions that the tests use."""

@@ -22,7 +22,7 @@ import httpx
 from prefect_vertex_launch.cli.demo.servers import free_port
 from tests import authorities
 
-START_SECONDS = 90.0
+START_SECONDS = 300.0
 STOP_SECONDS = 15.0
 # In a file, SQLite refuses a transaction that has read before another one has written; the server answers
 # 503 then, and the client waits two seconds before it tries again.

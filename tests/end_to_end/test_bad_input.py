@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from prefect import State
@@ -24,8 +24,8 @@ from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import POOL, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of
+from tests.eventually import HANG_SECONDS
 
-DEADLINE_SECONDS = 80.0
 ARGS = "resource_args.gcp-vertex"
 SPEC = f"{ARGS}.spec"
 FIRST_POOL = f"{SPEC}.worker_pool_specs[0]"
@@ -407,11 +407,7 @@ async def drain_all(markers: Path) -> Drained:
         bare = VertexLaunchQueue(**{**dict(block), "spec": {}, "staging_bucket": None})
         await bare.asave(queue.name, overwrite=True)
         pushed = {bad.name: (push_bad(queue, bad, markers), push_good(queue, bad, markers)) for bad in BAD}
-        serving = agent(queues=[queue.name], drain=True, return_state=True)
-        try:
-            state = await asyncio.wait_for(cast("Awaitable[State[Any]]", serving), DEADLINE_SECONDS)
-        except TimeoutError:
-            state = None  # whichever item holds it up fails its own case
+        state = await drain(queue)
         launches = await queue.launches()
         jobs: dict[str, list[LaunchState]] = {}
         for job in await queue.jobs():
@@ -431,6 +427,28 @@ async def drain_all(markers: Path) -> Drained:
                 next_has_run=marker_of(bad, markers, "good").exists(),
             )
         return Drained(state, seen)
+
+
+async def drain(queue: LaunchQueue) -> State[Any] | None:
+    """Let an agent drain the queue; None if nothing comes to its end any more.
+
+    Then whichever item holds it up fails its own case.
+    """
+
+    def ended() -> int:
+        wandb = queue.sandbox.wandb
+        return sum(item.state == "FAILED" for item in wandb.items.of_queue(wandb.queue(queue.name)))
+
+    serving = asyncio.create_task(agent(queues=[queue.name], drain=True, return_state=True))
+    before = -1
+    while not serving.done() and ended() > before:
+        before = ended()
+        await asyncio.wait({serving}, timeout=HANG_SECONDS)
+    if serving.done():
+        return serving.result()
+    serving.cancel()
+    await asyncio.wait({serving})
+    return None
 
 
 def marker_of(bad: Bad, markers: Path, kind: str) -> Path:

@@ -32,11 +32,11 @@ from prefect_vertex_launch.sandbox.google.service_account import service_account
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import POOL, PROJECT, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import HANG_SECONDS, finished
 
 CHECKOUT = Path(__file__).parents[2]
 ACCOUNT = service_account_info(PROJECT)
 API_KEY = "key_that_must_not_be_seen_by_anybody_at_all_0123456789"
-PROCESS_SECONDS = 60.0
 
 Json = dict[str, Any]
 
@@ -105,7 +105,7 @@ def registered(prefect_server: PrefectServer) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=PROCESS_SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
         )
         assert process.returncode == 0, process.stdout
@@ -380,7 +380,7 @@ async def test_without_an_event_loop_a_script_loads_upserts_reads_and_saves(
         env=prefect_api.environment, cwd=CHECKOUT,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    output, errors = await asyncio.wait_for(script.communicate(), PROCESS_SECONDS)
+    output, errors = await finished(script.communicate())
 
     assert script.returncode == 0, errors.decode()
     assert json.loads(output) == await block.aread_queue_config()

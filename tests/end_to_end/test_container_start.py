@@ -27,7 +27,7 @@ from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
 from prefect_vertex_launch.wandb.queue import WandbQueue
-from tests.sandbox.served_vertex import until
+from tests.eventually import HANG_SECONDS, until
 
 KEY = "a_key_of_forty_characters_that_nobody_has_guessed"
 SECRET = "projects/p/secrets/wandb/versions/2"
@@ -231,7 +231,7 @@ async def test_the_metadata_server_and_secret_manager_answer_as_googles(sandbox:
     metadata = f"http://{variables['GCE_METADATA_HOST']}/computeMetadata/v1/instance/service-accounts"
     secrets = variables["CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER"]
     flavor = {"Metadata-Flavor": "Google"}
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=HANG_SECONDS) as http:
         assert (await http.get(f"{metadata}/default/token")).status_code == 403
         assert (await http.get(f"{metadata}/other/token", headers=flavor)).status_code == 404
         token = (await http.get(f"{metadata}/default/token", headers=flavor)).json()["access_token"]

@@ -15,9 +15,7 @@ import psutil
 import pytest
 
 from prefect_vertex_launch.cli.demo.runs import RUNS
-
-DEMO_SECONDS = 110.0
-END_SECONDS = 30.0
+from tests.eventually import HANG_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +65,7 @@ def left_behind(tmp_path: Path) -> tuple[list[Path], list[str]]:
 
 def assert_nothing_left(tmp_path: Path) -> None:
     """What ends by itself with its parent, as wandb's service does, has a moment for it."""
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while left_behind(tmp_path)[1] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left_behind(tmp_path) == ([], [])
@@ -77,7 +75,7 @@ def test_all_eight_runs_come_out_as_they_should_and_nothing_is_left(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     demo = start(environment)
-    output = demo.communicate(timeout=DEMO_SECONDS)[0]
+    output = demo.communicate(timeout=HANG_SECONDS)[0]
 
     assert demo.returncode == 0, output
     assert f"{len(RUNS)} of {len(RUNS)} runs came out as they should" in output
@@ -113,7 +111,7 @@ def test_ctrl_c_ends_it_with_everything_it_started(environment: dict[str, str], 
         pytest.fail("no job ever ran")
 
     os.killpg(demo.pid, signal.SIGINT)
-    rest = demo.communicate(timeout=END_SECONDS)[0]
+    rest = demo.communicate(timeout=HANG_SECONDS)[0]
 
     assert demo.returncode == 130, rest
     assert "Traceback" not in rest

@@ -26,15 +26,15 @@ from prefect_vertex_launch.core.states import LaunchState
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of
+from tests.eventually import HANG_SECONDS, finished
 
 T = TypeVar("T")
 
 CHECKOUT = Path(__file__).parents[2]
-DEADLINE_SECONDS = 120.0
 HOLD = ("-c", "import time; time.sleep(600)")
 
 # Each starts processes of Prefect's, which takes a busy machine long.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400), pytest.mark.slow]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200), pytest.mark.slow]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Deployed:
             env=self.environment, cwd=CHECKOUT, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        output = (await asyncio.wait_for(process.communicate(), DEADLINE_SECONDS))[0].decode()
+        output = (await finished(process.communicate()))[0].decode()
         assert process.returncode == 0, output
         return output
 
@@ -74,13 +74,13 @@ class Deployed:
     async def until(self, look: Callable[[], Awaitable[T]], what: str) -> T:
         """Return the first thing that is found and not empty; fail with what the flow runs have said."""
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(HANG_SECONDS):
                 while not (found := await look()):
                     await asyncio.sleep(0.2)
                 return found
         except TimeoutError:
             said = self.worker_log.read_text(errors="replace")
-            pytest.fail(f"{what}: not within {DEADLINE_SECONDS:.0f} s\n{said}")
+            pytest.fail(f"{what}: not within {HANG_SECONDS:.0f} s\n{said}")
 
     async def ended(self, flow_run_id: UUID) -> FlowRun:
         async def look() -> FlowRun | None:

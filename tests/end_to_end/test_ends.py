@@ -23,11 +23,10 @@ from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.end_to_end.eventually import until
 from tests.end_to_end.launch_queue import POOL, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of, send_what_is_left
+from tests.eventually import HANG_SECONDS, until
 
-DRAIN_SECONDS = 80.0
 ENDLESS = "import time; time.sleep(600)"
 # Its first attempt goes on until it is ended; a later one is the same run at W&B.
 SECOND_TIME_LUCKY = """
@@ -276,7 +275,7 @@ async def drain_all() -> Drained:
         await queue.create(max_relaunches=1)
         scenes = {end.name: Scene(queue, queue.push(**{"image": "python", **end.item})) for end in ENDS}
         serving = agent(queues=[queue.name], drain=True, return_state=True)
-        async with asyncio.timeout(DRAIN_SECONDS), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(HANG_SECONDS), asyncio.TaskGroup() as group:
             agent_task = group.create_task(_as_coroutine(serving))
             for end in ENDS:
                 group.create_task(end.happens(scenes[end.name]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, cast
 
 import pytest
@@ -20,8 +20,8 @@ from prefect_vertex_launch.flows.enqueue import enqueue
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import POOL, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import finished, until
 
-DEADLINE_SECONDS = 60.0
 WRONG_KEY = "wrong_key_that_no_message_may_hold_0123456789abcdef"
 
 Json = dict[str, Any]
@@ -42,7 +42,7 @@ async def fill_in(
     running = cast(
         "Coroutine[Any, Any, State]", enqueue(block or queue.name, cast("Any", form), wait, return_state=True)
     )
-    return await asyncio.wait_for(running, DEADLINE_SECONDS)
+    return await finished(running)
 
 
 def items(queue: LaunchQueue) -> list[Any]:
@@ -59,12 +59,6 @@ def only_spec(queue: LaunchQueue) -> Json:
     return spec_of(queue, item)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.05)
-
-
 async def make_job(environment: dict[str, str], sandbox: Sandbox, name: str, image: str) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "wandb", "job", "create", "image", image,
@@ -72,7 +66,7 @@ async def make_job(environment: dict[str, str], sandbox: Sandbox, name: str, ima
         env=environment, cwd=environment["WANDB_DIR"],
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), DEADLINE_SECONDS)
+    output, _ = await finished(process.communicate())
     assert process.returncode == 0, output.decode()
 
 

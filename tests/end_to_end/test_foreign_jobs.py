@@ -21,8 +21,8 @@ from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import finished, until
 
-DEADLINE_SECONDS = 60.0
 RUN_ID = "run1"
 SECRET = "s3cret" * 8
 DETAIL = "The replica workerpool0-0 exited with a non-zero status of 3. Termination reason: Error."
@@ -59,7 +59,7 @@ def job_of(environment: dict[str, str], **labels: str) -> CustomJob:
         "replica_count": 1,
         "container_spec": {
             "image_uri": "python",
-            "command": ["python", "-c", "import time; time.sleep(60)"],
+            "command": ["python", "-c", "import time; time.sleep(600)"],
             "env": env,
         },
     }
@@ -94,9 +94,8 @@ async def leave_a_job(queue: LaunchQueue) -> tuple[str, str]:
 
 async def adopt(queue: LaunchQueue, *options: str) -> Result:
     """Run the command as its own process would, while the sandbox serves from this event loop."""
-    return await asyncio.wait_for(
-        asyncio.to_thread(CliRunner().invoke, app, ["adopt", "--queue", queue.name, *options]),
-        DEADLINE_SECONDS,
+    return await finished(
+        asyncio.to_thread(CliRunner().invoke, app, ["adopt", "--queue", queue.name, *options])
     )
 
 
@@ -105,12 +104,10 @@ async def drain_while_it_ends(queue: LaunchQueue, name: str, state: JobState) ->
     vertex = queue.sandbox.vertex
     read_before = vertex.calls["GetCustomJob"]
     draining = asyncio.create_task(agent(queues=[queue.name], drain=True, return_state=True))
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        # Once by the launch, and once by the watcher: its list has only jobs with the queue's label.
-        while vertex.calls["GetCustomJob"] < read_before + 2 and not draining.done():
-            await asyncio.sleep(0.05)
-        vertex.set_state(name, state, code=3, message=DETAIL)
-        return await draining
+    # Once by the launch, and once by the watcher: its list has only jobs with the queue's label.
+    await until(lambda: vertex.calls["GetCustomJob"] >= read_before + 2 or draining.done())
+    vertex.set_state(name, state, code=3, message=DETAIL)
+    return await finished(draining)
 
 
 async def test_a_job_that_was_left_is_carried_to_its_end_by_the_next_agent(queue: LaunchQueue) -> None:

@@ -23,8 +23,8 @@ from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.wandb.backend import LAUNCH_PROJECT
 from tests.end_to_end.launch_queue import POOL
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import finished
 
-DEADLINE_SECONDS = 60.0
 SPEC: dict[str, Any] = {"worker_pool_specs": [POOL], "staging_bucket": "gs://bucket"}
 CONFIG: dict[str, Any] = {"spec": SPEC, "run": {"timeout": 600}}
 
@@ -80,9 +80,7 @@ def make_queue(
 
 async def vertex_launch(*arguments: str) -> Result:
     """Run the command as its own process would, while the sandbox serves from this event loop."""
-    return await asyncio.wait_for(
-        asyncio.to_thread(CliRunner().invoke, app, list(arguments)), DEADLINE_SECONDS
-    )
+    return await finished(asyncio.to_thread(CliRunner().invoke, app, list(arguments)))
 
 
 def block_of(queue: str) -> str:
@@ -169,7 +167,7 @@ async def test_two_queues_are_moved_and_an_agent_drains_both(here: Path, sandbox
         )
         for queue in queues
     ]
-    await asyncio.wait_for(agent(queues=blocks, drain=True, return_state=True), DEADLINE_SECONDS)
+    await finished(agent(queues=blocks, drain=True, return_state=True))
     for item_id in items:
         item = sandbox.wandb.item(item_id)
         assert item is not None

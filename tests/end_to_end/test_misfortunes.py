@@ -16,9 +16,9 @@ from prefect_vertex_launch.flows import launch
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.end_to_end.eventually import until
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import until
 
 BAD = {"resource_args": {"gcp-vertex": {"spec": {"worker_pool_spec": 1}}}}
 FULL = "The following quotas are exceeded: CustomModelTrainingNvidiaA100GPUsPerProjectPerRegion"

@@ -17,9 +17,9 @@ from prefect_vertex_launch.core.states import LaunchState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.end_to_end.eventually import until
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import finished, until
 
 
 async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
@@ -35,9 +35,7 @@ async def test_an_agent_outlives_an_outage_of_wandb_and_vertex_ai(
         queue = LaunchQueue(before)
         await queue.create(call_timeout_seconds=1.0)
         running = queue.push("python", "-c", "import time; time.sleep(600)")
-        serving = asyncio.create_task(
-            asyncio.wait_for(agent(queues=[queue.name], drain=True, return_state=True), 100)
-        )
+        serving = asyncio.create_task(finished(agent(queues=[queue.name], drain=True, return_state=True)))
 
         async def is_running() -> bool:
             return any(job.launch_state is LaunchState.RUNNING for job in await queue.jobs())

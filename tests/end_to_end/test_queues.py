@@ -15,16 +15,16 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalC
 from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.end_to_end.eventually import until
-from tests.end_to_end.launch_queue import LaunchQueue
+from tests.end_to_end.launch_queue import LaunchQueue, until_there
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import finished, until
 
 BRIEFLY = ("-c", "import time; time.sleep(0.3)")
 
 
 async def drain(*queues: LaunchQueue, **options: Any) -> State[Any]:
     names = [queue.name for queue in queues]
-    return await asyncio.wait_for(agent(queues=names, drain=True, return_state=True, **options), 60)
+    return await finished(agent(queues=names, drain=True, return_state=True, **options))
 
 
 async def shared_limit(name: str, limit: int) -> str:
@@ -51,16 +51,12 @@ async def test_queues_that_share_a_limit_take_turns_under_it(
         first.push("python", *BRIEFLY)
     for _ in range(2):
         second.push("python", *BRIEFLY)
-    most = 0
-    draining = asyncio.create_task(drain(first, second))
-    while not draining.done():
-        most = max(most, sum(not job.is_terminal for job in await first.jobs()))
-        await asyncio.sleep(0.02)
 
-    assert (await draining).is_completed()
+    assert (await drain(first, second)).is_completed()
+
     jobs = sorted(await first.jobs(), key=lambda job: int(job.job_id))
     assert order_of_jobs([first, second], jobs) == "ababa"
-    assert most == 1
+    assert await first.most_at_once() == 1
     async with get_client() as client:
         assert (await client.read_global_concurrency_limit_by_name(limit)).active_slots == 0
 
@@ -78,10 +74,9 @@ async def test_slots_that_a_restarted_server_counts_under_a_shared_limit_are_tak
     for queue in (first, second):
         await queue.create(shared_limits=[limit], max_jobs=-1)
     go = tmp_path / "go"
-    until_told = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
-    first.push("python", "-c", until_told)
+    first.push("python", *until_there(go))
     for _ in range(3):
-        second.push("python", "-c", until_told)
+        second.push("python", *until_there(go))
     draining = asyncio.create_task(drain(first, second))
 
     async def all_are_under_way() -> bool:
@@ -142,7 +137,7 @@ async def test_stopped_at_wandb_an_agent_leaves_its_launches_to_the_next_one(
     await queue.create()
     item_id = queue.push("python", "-c", "import time; time.sleep(600)")
     serving = asyncio.create_task(
-        asyncio.wait_for(agent(queues=[queue.name], max_runtime_minutes=None, return_state=True), 60)
+        finished(agent(queues=[queue.name], max_runtime_minutes=None, return_state=True))
     )
 
     async def is_running() -> bool:

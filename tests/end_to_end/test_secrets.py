@@ -15,6 +15,7 @@ from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import POOL, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of, send_what_is_left
 from tests.end_to_end.shared_prefect import clean_environment, shared_server
+from tests.eventually import finished
 
 AGENTS_KEY = "canary_agent_" + "a" * 40
 AUTHORS_KEY = "canary_author_" + "b" * 40
@@ -45,7 +46,7 @@ async def serve(server: PrefectServer, tmp_path: Path, *queues: LaunchQueue) -> 
         env=server.environment | {"TEAM_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    printed, _ = await asyncio.wait_for(process.communicate(), 240)
+    printed, _ = await finished(process.communicate())
     return printed
 
 

@@ -20,8 +20,7 @@ from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
-
-OUTSIDE_SECONDS = 60.0
+from tests.eventually import finished, until
 
 
 @pytest.fixture
@@ -33,9 +32,7 @@ async def queue(sandbox: Sandbox, prefect_api: PrefectServer) -> LaunchQueue:
 
 async def vertex_launch(*arguments: str) -> Result:
     """Run the command as its own process would, while the sandbox serves from this event loop."""
-    return await asyncio.wait_for(
-        asyncio.to_thread(CliRunner().invoke, app, list(arguments)), OUTSIDE_SECONDS
-    )
+    return await finished(asyncio.to_thread(CliRunner().invoke, app, list(arguments)))
 
 
 async def statuses(queue: LaunchQueue) -> list[dict[str, Any]]:
@@ -110,21 +107,19 @@ async def test_while_a_job_runs_its_slot_is_counted_and_the_next_item_waits_for_
 ) -> None:
     from prefect_vertex_launch.flows.agent import agent
 
-    running = queue.push("python", "-c", "import time; time.sleep(60)", name="long")
+    running = queue.push("python", "-c", "import time; time.sleep(600)", name="long")
     waiting = queue.push("python", "-c", "pass", name="next")
-    serving = asyncio.create_task(agent(queues=[queue.name], max_runtime_minutes=1, return_state=True))
+    serving = asyncio.create_task(agent(queues=[queue.name], return_state=True))
     try:
-        async with (
-            asyncio.timeout(OUTSIDE_SECONDS),
-            open_prefect() as client,
-            open_queue(client, queue.name) as reader,
-        ):
-            while True:
+        async with open_prefect() as client, open_queue(client, queue.name) as reader:
+
+            async def has_a_running_job() -> Any:
                 status = await reader.read()
-                items = {item.item: item for item in status.items}
-                if running in items and items[running].state == "running":
-                    break
-                await asyncio.sleep(0.1)
+                states = {item.item: item.state for item in status.items}
+                return status if states.get(running) == "running" else None
+
+            status = await until(has_a_running_job)
+        items = {item.item: item for item in status.items}
         assert (status.slots_taken, status.agents) == (1, 1)
         assert items[running].why == "the job runs"
         assert items[waiting].why == "1 of 1 slots are taken"

@@ -22,9 +22,9 @@ from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.end_to_end.eventually import until
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import HANG_SECONDS, until
 
 HERE = "us-central1"
 
@@ -73,11 +73,17 @@ class Scene:
         change = GlobalConcurrencyLimitUpdate.model_validate(values)
         await self.client.update_global_concurrency_limit(self.name, change)
 
-    async def fill(self) -> None:
-        """Take what may pass at once, by turns."""
+    async def fill(self) -> GlobalConcurrencyLimitResponse:
+        """Take what may pass at once, by turns; from then on no slot comes back by itself.
+
+        Returns the limit as it was made.
+        """
         for number in range(10):
             assert await self.agents[number % 2].take(HERE)
         assert self.clock.sleeps == []
+        made = await self.limit()
+        await self.change(active_slots=10, slot_decay_per_second=1e-6)
+        return made
 
 
 @pytest.fixture
@@ -87,8 +93,7 @@ async def scene(prefect_api: PrefectServer) -> AsyncIterator[Scene]:
 
 
 async def test_agents_share_what_may_pass_at_once_and_the_next_waits_until_a_slot_is_back(scene):
-    await scene.fill()
-    limit = await scene.limit()
+    limit = await scene.fill()
     assert (limit.limit, limit.slot_decay_per_second) == (10, pytest.approx(40 / 60))
     scene.clock.act = lambda: scene.change(active_slots=9)
     assert await scene.agents[0].take(HERE)
@@ -106,7 +111,6 @@ async def test_who_waits_reads_before_it_tries_again(scene):
 
     scene.client._client.event_hooks["request"].append(note)
     looks = [10, 10, 9]
-    # As long as there is no room the slots that come back by themselves are taken away again.
     scene.clock.act = lambda: scene.change(active_slots=looks.pop(0))
     assert await scene.agents[1].take(HERE)
     assert looks == []
@@ -217,7 +221,7 @@ async def test_a_launch_whose_turn_has_not_come_can_be_ended_and_leaves_no_job(p
             await until(is_cancelled)
             sandbox.vertex.set_state(job.name, JobState.JOB_STATE_SUCCEEDED)
 
-        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(HANG_SECONDS), asyncio.TaskGroup() as group:
             group.create_task(drain(queue))
             group.create_task(end_who_waits())
         assert len(await queue.jobs()) == 1

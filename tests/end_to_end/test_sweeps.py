@@ -11,9 +11,9 @@ from prefect_vertex_launch.core.states import LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.end_to_end.eventually import until
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
+from tests.eventually import finished, until
 
 
 def scheduler(sweep_id: str) -> dict[str, Any]:
@@ -62,9 +62,7 @@ async def test_schedulers_are_small_jobs_under_a_limit_of_their_own(prefect_api:
             sandbox.wandb.put_sweep("runs", sweep_id)
         first, second = (queue.push(**scheduler(sweep_id)) for sweep_id in ("one", "two"))
         trial = queue.push("python")
-        draining = asyncio.create_task(
-            asyncio.wait_for(agent(queues=[queue.name], drain=True, return_state=True), 60)
-        )
+        draining = asyncio.create_task(finished(agent(queues=[queue.name], drain=True, return_state=True)))
 
         async def jobs(count: int) -> Any:
             found = await queue.jobs()

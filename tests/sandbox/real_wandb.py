@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,10 +162,3 @@ async def served(backend: WandbBackend) -> AsyncIterator[None]:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         listener.close()
-
-
-async def until(condition: Callable[[], bool], *, deadline_seconds: float = 30) -> None:
-    """Wait for something that another process brings about."""
-    async with asyncio.timeout(deadline_seconds):
-        while not condition():
-            await asyncio.sleep(0.05)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from prefect_vertex_launch.sandbox.vertex.backend import VertexBackend
 from prefect_vertex_launch.sandbox.vertex.grpc_service import add_job_service
 from prefect_vertex_launch.sandbox.vertex.rest import vertex_app
 from prefect_vertex_launch.vertex.client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
+from tests.eventually import until
 
 PARENT = "projects/p/locations/us-central1"
 NUMBER = "1234"
@@ -27,7 +27,7 @@ IMAGES = {
     "python": [sys.executable],
     "sandbox/hello": [sys.executable, "-c", "import sys; print('hello', *sys.argv[1:])"],
 }
-HOLD = "import time; print('holding', flush=True); time.sleep(60)"
+HOLD = "import time; print('holding', flush=True); time.sleep(600)"
 PACKAGE = {"executor_image_uri": "x", "package_uris": ["gs://b/p.tar.gz"], "python_module": "m"}
 
 
@@ -67,13 +67,6 @@ async def served(workdir: Path, records: Records | None = None, **options: Any) 
         await grpc_server.stop(None)
         await backend.aclose()
         records.close()
-
-
-async def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 async def terminal(vertex: Served, name: str) -> CustomJob:

@@ -15,7 +15,8 @@ import pytest
 
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.sandbox.served_vertex import PARENT, until
+from tests.eventually import HANG_SECONDS, until
+from tests.sandbox.served_vertex import PARENT
 
 
 @dataclass
@@ -51,7 +52,7 @@ async def logged(directory: Path) -> AsyncIterator[Logged]:
 async def test_a_client_that_leaves_in_mid_body_has_sent_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_faulty: bool
 ):
-    async with logged(tmp_path) as scene, httpx.AsyncClient() as http:
+    async with logged(tmp_path) as scene, httpx.AsyncClient(timeout=HANG_SECONDS) as http:
         sandbox = scene.sandbox
         for server in ("wandb", "vertex") if is_faulty else ():
             await sandbox.faults.add(Fault(server=server, what=What.CUT_AFTER))

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.adapters.queue_client import CONFIG
+from tests.eventually import HANG_SECONDS
 from tests.sandbox.served_vertex import PARENT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -99,7 +100,7 @@ async def sandbox(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[San
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(auth=("api", sandbox.api_key), timeout=30) as client:
+    async with httpx.AsyncClient(auth=("api", sandbox.api_key), timeout=HANG_SECONDS) as client:
         yield client
 
 

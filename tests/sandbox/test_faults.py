@@ -17,8 +17,9 @@ from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.sandbox.faults.kinds import WIRE
 from prefect_vertex_launch.sandbox.faults.registry import Fault, What
 from prefect_vertex_launch.sandbox.server import Sandbox
-from tests.sandbox.fault_scene import BRIEF_SECONDS, PATIENT_SECONDS, Scene, clients
-from tests.sandbox.served_vertex import PARENT, until
+from tests.eventually import HANG_SECONDS, until
+from tests.sandbox.fault_scene import BRIEF_SECONDS, Scene, clients
+from tests.sandbox.served_vertex import PARENT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -272,7 +273,7 @@ async def test_rest_loses_answers_too(scene: Scene, what: str):
             (await scene.http.post(url)).json()
     else:
         with pytest.raises(httpx.TransportError):
-            await scene.http.post(url, timeout=BRIEF_SECONDS if what in SILENT else PATIENT_SECONDS)
+            await scene.http.post(url, timeout=BRIEF_SECONDS if what in SILENT else HANG_SECONDS)
     state = (await scene.jobs.get(created.name)).state
     is_carried_out = what not in {"cut_before", "hang"}
     assert (state != JobState.JOB_STATE_QUEUED) == is_carried_out

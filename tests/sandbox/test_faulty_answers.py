@@ -13,8 +13,9 @@ from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.vertex.job_watcher import JobWatcher
 from prefect_vertex_launch.wandb.queue import AgentStatus, RunPath
 from tests.adapters.queue_client import NoWait
+from tests.eventually import until
 from tests.sandbox.fault_scene import Scene
-from tests.sandbox.served_vertex import PARENT, until
+from tests.sandbox.served_vertex import PARENT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -17,6 +17,7 @@ from prefect_vertex_launch.sandbox.request_log import MAX_BODY_BYTES
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.start_refusal import StartRefusal
 from prefect_vertex_launch.vertex.jobs import VertexJobs
+from tests.eventually import HANG_SECONDS
 
 CANARY = "c4nary" * 7
 POOL = {
@@ -32,7 +33,7 @@ async def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("log") / "requests.jsonl"
     async with Sandbox(request_log=path, is_manual=True) as sandbox:
         auth = ("api", sandbox.api_key)
-        async with httpx.AsyncClient(auth=auth) as http:
+        async with httpx.AsyncClient(auth=auth, timeout=HANG_SECONDS) as http:
             wandb = f"{sandbox.wandb_url}/graphql"
             await http.post(wandb, json={"query": "query Who { viewer { entity } }", "operationName": ""})
             await http.post(wandb, content=b"{")
@@ -112,6 +113,6 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path):
 async def test_a_log_is_continued(tmp_path: Path):
     path = tmp_path / "requests.jsonl"
     for _ in range(2):
-        async with Sandbox(request_log=path) as sandbox, httpx.AsyncClient() as http:
+        async with Sandbox(request_log=path) as sandbox, httpx.AsyncClient(timeout=HANG_SECONDS) as http:
             await http.get(f"{sandbox.vertex_rest_url}/v1/nothing")
     assert len(path.read_text().splitlines()) == 2

@@ -37,6 +37,7 @@ from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.wandb.graphql import execution
 from tests.adapters.queue_client import CONFIG
 from tests.edge_fuzz import anything, dumped, fuzz
+from tests.eventually import HANG_SECONDS
 from tests.json_fuzz import mutated
 from tests.sandbox.served_vertex import PARENT, job
 
@@ -300,7 +301,7 @@ def clean(query: dict[str, str]) -> dict[str, str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
         yield client
 
 
@@ -370,7 +371,7 @@ async def test_any_message_has_an_answer(
     call = channel.unary_unary(f"/google.cloud.aiplatform.v1.JobService/{method}")
     code = grpc.StatusCode.OK
     try:
-        await call(content, timeout=30)
+        await call(content, timeout=HANG_SECONDS)
     except grpc.aio.AioRpcError as error:
         code = error.code()
     assert code not in UNEXPECTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import signal
@@ -33,19 +32,10 @@ from prefect_vertex_launch.sandbox.wandb.backend import WandbBackend
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
 from prefect_vertex_launch.wandb.queue import WandbQueue
+from tests.eventually import HANG_SECONDS, finished, until
 from tests.sandbox.served_vertex import processes_below
 
-HOLD = ("-c", "import time; print('holding', flush=True); time.sleep(100)")
-
-
-async def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
-    """Wait until a condition, which may be asynchronous, holds, and return what it found."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = condition()
-            if found := await found if inspect.isawaitable(found) else found:
-                return found
-            await asyncio.sleep(0.02)
+HOLD = ("-c", "import time; print('holding', flush=True); time.sleep(600)")
 
 
 def jobs_at(grpc_url: str) -> VertexJobs:
@@ -71,7 +61,7 @@ def custom_job(image: str, *args: str, env: dict[str, str] | None = None) -> Cus
 async def test_both_vertex_addresses_share_one_store(sandbox: Sandbox):
     jobs = jobs_at(sandbox.vertex_grpc_url)
     created = await jobs.create(custom_job("python", "-c", "pass"))
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=HANG_SECONDS) as http:
         read = (await http.get(f"{sandbox.vertex_rest_url}/v1/{created.name}")).json()
         assert read["name"] == created.name
         answer = await http.post(f"{sandbox.wandb_url}/graphql", json={"query": "{ viewer { id } }"})
@@ -239,7 +229,7 @@ class Command:
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(number)
-        rest, _ = self.process.communicate(timeout=30)
+        rest, _ = self.process.communicate(timeout=HANG_SECONDS)
         return self.process.returncode, rest
 
 
@@ -311,8 +301,7 @@ async def _refused(*options: str) -> list[str]:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(60):
-            out, err = await process.communicate()
+        out, err = await finished(process.communicate())
     finally:
         if process.returncode is None:
             process.kill()

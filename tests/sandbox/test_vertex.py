@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.api_core.exceptions import BadRequest, FailedPrecondition, InvalidArgument, NotFound
@@ -18,6 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.sandbox.records import Records
+from tests.eventually import until
 from tests.sandbox.served_vertex import (
     HOLD,
     NUMBER,
@@ -33,7 +35,6 @@ from tests.sandbox.served_vertex import (
     python,
     served,
     terminal,
-    until,
 )
 
 
@@ -95,18 +96,30 @@ async def test_the_sdk_shows_the_field_errors_of_a_refused_job(sdk: type[aiplatf
 # --- states and outcomes
 
 
+class WrittenStates(Records):
+    """Records that remember which states a job was in, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[str] = []
+
+    def put(self, kind: str, key: str, value: dict[str, Any]) -> None:
+        if kind == "vertex_job" and value["job"]["state"] not in self.states[-1:]:
+            self.states.append(value["job"]["state"])
+        super().put(kind, key, value)
+
+
 async def test_states_move_in_vertex_ais_order(tmp_path: Path):
-    async with served(tmp_path, queued_seconds=0.1, pending_seconds=0.1) as vertex:
+    records = WrittenStates()
+    async with served(tmp_path, records) as vertex:
         created = await create(vertex, job())
-        seen = [created.state]
-        while not (current := await vertex.client.get_custom_job(name=created.name)).end_time:
-            if current.state != seen[-1]:
-                seen.append(current.state)
-        states = [JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING]
-        assert seen == states[: len(seen)]
-        assert len(seen) >= 2
-        assert current.state == JobState.JOB_STATE_SUCCEEDED
-        assert current.create_time < current.start_time <= current.end_time
+        assert created.state == JobState.JOB_STATE_QUEUED
+        ended = await terminal(vertex, created.name)
+        assert ended.state == JobState.JOB_STATE_SUCCEEDED
+        assert records.states == [
+            f"JOB_STATE_{state}" for state in ("QUEUED", "PENDING", "RUNNING", "SUCCEEDED")
+        ]
+        assert ended.create_time < ended.start_time <= ended.end_time
 
 
 async def test_a_program_that_is_killed_ran_out_of_memory(vertex: Served):
@@ -197,7 +210,7 @@ async def test_the_primary_replica_decides_and_the_others_end_with_it(vertex: Se
     worker = (
         "import os, json, time\n"
         "print(json.loads(os.environ['CLUSTER_SPEC'])['task'], os.getpid(), flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     go_on = tmp_path / "go-on"
     created = await create(vertex, job(python(_waiting_for(go_on)), python(worker, replicas=2)))
@@ -224,22 +237,32 @@ async def test_a_job_that_outlives_its_timeout_fails(vertex: Served):
 # --- cancelling
 
 
-async def test_cancelling_is_asynchronous_and_ends_what_ignores_sigterm(tmp_path: Path):
-    stubborn = (
-        "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-    )
-    async with served(tmp_path, grace_seconds=0.3) as vertex:
-        created = await create(vertex, job(python(stubborn)))
+IGNORE_SIGTERM = "import signal; signal.signal(15, signal.SIG_IGN)\n"
+
+
+async def test_cancelling_is_asynchronous(tmp_path: Path):
+    go_on = tmp_path / "go-on"
+    async with served(tmp_path / "work", grace_seconds=600) as vertex:
+        created = await create(vertex, job(python(IGNORE_SIGTERM + _waiting_for(go_on))))
         await until(lambda: "up" in vertex.backend.log(created.name))
         await vertex.client.cancel_custom_job(name=created.name)
         assert (await vertex.client.get_custom_job(name=created.name)).state == JobState.JOB_STATE_CANCELLING
         await vertex.client.cancel_custom_job(name=created.name)
+        go_on.touch()
         assert (await terminal(vertex, created.name)).state == JobState.JOB_STATE_CANCELLED
         await vertex.client.cancel_custom_job(name=created.name)
 
 
+async def test_a_cancel_ends_what_ignores_sigterm(tmp_path: Path):
+    async with served(tmp_path / "work", grace_seconds=0.1) as vertex:
+        created = await create(vertex, job(python(IGNORE_SIGTERM + _waiting_for(tmp_path / "never"))))
+        await until(lambda: "up" in vertex.backend.log(created.name))
+        await vertex.client.cancel_custom_job(name=created.name)
+        assert (await terminal(vertex, created.name)).state == JobState.JOB_STATE_CANCELLED
+
+
 async def test_what_a_job_started_in_a_session_of_its_own_ends_with_it(vertex: Served):
-    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60'], start_new_session=True)"
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600'], start_new_session=True)"
     created = await create(vertex, job(python(f"{child}; print('child', p.pid, flush=True); p.wait()")))
     await until(lambda: "child" in vertex.backend.log(created.name))
     pid = int(vertex.backend.log(created.name).rpartition("child ")[2])
@@ -336,7 +359,7 @@ async def test_a_state_file_carries_jobs_over_a_restart(tmp_path: Path):
         assert (await create(vertex, job())).name not in {done.name, finishing.name, held.name}
 
 
-_SAY_PID = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+_SAY_PID = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 
 
 @pytest.mark.parametrize("state", [None, JobState.JOB_STATE_EXPIRED])
@@ -348,4 +371,4 @@ async def test_without_a_state_file_nothing_runs_on(tmp_path: Path, state: JobSt
         assert is_running(pid)
         if state is not None:
             vertex.backend.set_state(created.name, state)
-    await until(lambda: not is_running(pid), seconds=2)
+    await until(lambda: not is_running(pid))

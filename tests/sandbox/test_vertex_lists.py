@@ -11,6 +11,7 @@ import pytest
 from google.api_core.exceptions import InvalidArgument
 
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState, ListCustomJobsRequest
+from tests.eventually import HANG_SECONDS
 from tests.sandbox.served_vertex import PARENT, Served, create, job, served
 
 
@@ -35,7 +36,7 @@ async def test_a_read_mask_leaves_the_rest_out(tmp_path: Path):
         assert listed == CustomJob(name=created.name, state=JobState.JOB_STATE_QUEUED, labels={"a": "b"})
         with pytest.raises(InvalidArgument, match="read mask"):
             await vertex.client.list_custom_jobs(request={"parent": PARENT, "read_mask": {"paths": ["nmae"]}})
-        async with httpx.AsyncClient(base_url=vertex.rest_url) as http:
+        async with httpx.AsyncClient(base_url=vertex.rest_url, timeout=HANG_SECONDS) as http:
             answer = await http.get(f"/v1/{PARENT}/customJobs", params={"readMask": "displayName"})
         assert answer.json() == {"customJobs": [{"displayName": "job"}]}
 

@@ -8,6 +8,7 @@ from google.api_core.exceptions import InvalidArgument
 
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
 from prefect_vertex_launch.sandbox.vertex.refusal import VertexRefusal
+from tests.eventually import HANG_SECONDS
 from tests.sandbox.served_vertex import PACKAGE, PARENT, Served, create, job, outcome, pool_with, python
 
 _POOL = "job_spec.worker_pool_specs[0]"
@@ -120,7 +121,7 @@ async def test_a_later_pool_may_be_left_out(vertex: Served):
      b'{"displayName": "\\ud800"}', b'{"displayName": NaN}', b'{"state": 1e400}'],
 )  # fmt: skip
 async def test_a_body_that_is_no_job_is_a_400_in_googles_format(vertex: Served, body: bytes):
-    async with httpx.AsyncClient(base_url=vertex.rest_url) as http:
+    async with httpx.AsyncClient(base_url=vertex.rest_url, timeout=HANG_SECONDS) as http:
         answer = await http.post(f"/v1/{PARENT}/customJobs", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["status"] == "INVALID_ARGUMENT"
@@ -128,7 +129,7 @@ async def test_a_body_that_is_no_job_is_a_400_in_googles_format(vertex: Served, 
 
 
 async def test_addresses_that_do_not_exist_are_answered_in_googles_format(vertex: Served):
-    async with httpx.AsyncClient(base_url=vertex.rest_url) as http:
+    async with httpx.AsyncClient(base_url=vertex.rest_url, timeout=HANG_SECONDS) as http:
         for path in ("/v1/other", f"/v1/{PARENT}/customJobs/1"):
             assert (await http.get(path)).json()["error"]["status"] == "NOT_FOUND"
         assert (await http.put(f"/v1/{PARENT}/customJobs")).status_code == 405

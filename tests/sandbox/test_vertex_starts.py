@@ -10,6 +10,7 @@ import pytest
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
 from prefect_vertex_launch.sandbox.records import Records
 from prefect_vertex_launch.sandbox.vertex.backend import VertexBackend
+from tests.eventually import HANG_SECONDS, until
 from tests.sandbox.served_vertex import (
     HOLD,
     PARENT,
@@ -21,7 +22,6 @@ from tests.sandbox.served_vertex import (
     processes_below,
     python,
     terminal,
-    until,
 )
 
 REPLICAS = 30
@@ -43,7 +43,7 @@ async def test_others_are_answered_while_a_job_of_many_replicas_starts(vertex: S
 
 async def test_a_job_that_is_cancelled_while_it_starts_leaves_nothing(vertex: Served, tmp_path: Path):
     held = await create(vertex, job(python(HOLD), pool("sleep", "100", replicas=REPLICAS)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_SECONDS):
         while not 0 < started(tmp_path) < REPLICAS:
             await asyncio.sleep(0)
     vertex.backend.cancel(held.name)

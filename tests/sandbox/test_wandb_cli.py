@@ -13,7 +13,8 @@ import pytest_asyncio
 from prefect_vertex_launch.core.errors import NotFound
 from prefect_vertex_launch.wandb.files import AGENT_JOB_TYPE, error_file
 from tests.adapters.queue_client import open_queue
-from tests.sandbox.real_wandb import WandbClient, WandbSandbox, until
+from tests.eventually import finished, until
+from tests.sandbox.real_wandb import WandbClient, WandbSandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -70,7 +71,7 @@ async def stop_a_launched_job(client: WandbClient, sandbox: WandbSandbox) -> dic
         )
         before = await client.run(look)
         await client.run("api.run('team/held/held1').stop()")
-        output, _ = await asyncio.wait_for(job.communicate(), 60)
+        output, _ = await finished(job.communicate())
         return {
             "before": before,
             "after": await client.run(look),
@@ -97,10 +98,10 @@ async def run_wandbs_agent(sandbox: WandbSandbox) -> dict[str, Any]:
     )
     try:
         output = asyncio.create_task(agent.communicate())
-        await until(lambda: backend.item(item_id).state == "FAILED", deadline_seconds=60)
+        await until(lambda: backend.item(item_id).state == "FAILED")
         (row,) = (row for row in backend.agents.all() if row.queue_ids == [backend.queue("cli-agent").id])
         backend.stop_polling(row.id)
-        await asyncio.wait_for(output, 60)
+        await finished(output)
         return {"item": backend.item(item_id), "row": row}
     finally:
         if agent.returncode is None:

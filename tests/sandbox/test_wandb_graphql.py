@@ -9,6 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from tests.eventually import HANG_SECONDS
 from tests.sandbox.real_wandb import API_KEY, WandbSandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -22,7 +23,9 @@ _POP = """mutation popFromRunQueue($entity: String!, $project: String!, $queueNa
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def wire(wandb_sandbox: WandbSandbox) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=wandb_sandbox.url, auth=("api", API_KEY), timeout=30) as client:
+    async with httpx.AsyncClient(
+        base_url=wandb_sandbox.url, auth=("api", API_KEY), timeout=HANG_SECONDS
+    ) as client:
         yield client
 
 
@@ -49,7 +52,7 @@ async def test_a_wrong_or_missing_key_is_answered_with_401(wire, path):
 @pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
 async def test_the_key_is_taken_as_basic_password_or_bearer_token(wire, scheme):
     credentials = httpx.BasicAuth("api", API_KEY)._auth_header if scheme == "Basic" else f"Bearer {API_KEY}"
-    async with httpx.AsyncClient(base_url=wire.base_url) as client:
+    async with httpx.AsyncClient(base_url=wire.base_url, timeout=HANG_SECONDS) as client:
         answer = await client.post(
             "/graphql", json={"query": "{viewer{entity}}"}, headers={"Authorization": credentials}
         )

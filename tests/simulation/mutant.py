@@ -11,6 +11,7 @@ import pytest
 from tests.simulation.exhaustive import SCRIPTS_WITH_GAPS, die_everywhere, stand_every_gap
 from tests.simulation.scripts import SCRIPTS, End, Script
 from tests.simulation.simulate import Change, play, simulate
+from tests.simulation.violation import Violation
 
 # Its job runs for longer than a duplicate of it may live.
 SCRIPTS_TO_DIE_IN = {
@@ -67,6 +68,17 @@ class Gaps:
 
 
 Detector = Play | Seed | Deaths | Gaps
+
+
+def violation(detector: Detector) -> Violation | None:
+    """Return what a detector says is violated."""
+    try:
+        detector()
+    except Violation as error:
+        return error
+    return None
+
+
 Break = Callable[[pytest.MonkeyPatch], None]
 
 

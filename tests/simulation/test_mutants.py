@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.simulation import mutants, slot_mutants  # noqa: F401 - they fill the table
-from tests.simulation.mutant import LATE_SECONDS, MUTANTS, Deaths, Detector, Mutant, Play, Seed
+from tests.simulation.mutant import LATE_SECONDS, MUTANTS, Deaths, Detector, Mutant, Play, Seed, violation
 from tests.simulation.scripts import SCRIPTS
-from tests.simulation.violation import Violation
 
 MOST_SEEDS = 150
 CONTROL_SEEDS = 8
@@ -48,12 +47,3 @@ def detectors(mutant: Mutant) -> Iterator[Detector]:
     yield from map(Play, SCRIPTS)
     yield from map(Seed, range(MOST_SEEDS))
     yield from map(Deaths, SCRIPTS)
-
-
-def violation(detector: Detector) -> Violation | None:
-    """Return what a detector says is violated."""
-    try:
-        detector()
-    except Violation as error:
-        return error
-    return None

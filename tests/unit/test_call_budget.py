@@ -82,7 +82,7 @@ def test_who_comes_later_may_go_sooner_than_a_submission_that_waits():
     assert [(round(time), number) for time, _, number in sent] == [(0, 0), (30, 1), (31, 3), (60, 4), (90, 2)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.sampled_from(PAUSES), st.sampled_from(Call)), max_size=80),
     st.integers(1, 8),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.cloud import aiplatform
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_vertex_launch.core.vertex_types import AcceleratorType, CustomJobSpec
@@ -34,7 +34,7 @@ from tests.unit.sdk_job import (
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(specs, runs, tracking, st.lists(words, max_size=2), extras)
 def test_the_rendered_job_equals_what_the_sdk_sends(
     spec: dict[str, Any],
@@ -48,7 +48,7 @@ def test_the_rendered_job_equals_what_the_sdk_sends(
     assert_equal(**{**arguments, section: {**arguments[section], **more}}, args=args)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20)
 @given(specs)
 def test_labels_that_fit_go_through_as_they_are(spec: dict[str, Any]) -> None:
     run_spec = read_run_spec(spec, {}, [])

@@ -71,7 +71,7 @@ values = st.recursive(
 objects = st.dictionaries(texts, values, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.fixed_dictionaries(
         {},

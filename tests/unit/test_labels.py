@@ -55,7 +55,7 @@ def test_too_many_labels_are_refused() -> None:
         assert bool(findings.problems) is refused
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(st.characters(codec="utf-8"), max_size=90))
 def test_any_text_becomes_a_label(text: str) -> None:
     value, key = label_value(text), label_key(text)
@@ -77,7 +77,7 @@ def test_item_and_queue_have_keys_of_their_own() -> None:
     assert queue_key("acme", "gpu queue").startswith("acme-gpu-queue-")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(st.characters(), max_size=80), st.text(st.characters(), max_size=80))
 def test_a_queue_key_is_always_a_label_value(entity: str, queue: str) -> None:
     assert re.fullmatch(r"[a-z0-9_][a-z0-9_-]{0,62}", queue_key(entity, queue))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from google.protobuf import json_format
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -25,7 +25,7 @@ from tests.json_fuzz import anything, leaf_places, macros, mild, mutated
 from tests.unit.sdk_job import CONTEXT, IMAGE, LOCATION, PROJECT, assert_equal, extras, runs, specs, tracking
 
 API_KEY, TOKEN = "c4nary-api-key-of-forty-characters-00000", "C4NARY token $(x) of the worker"
-fuzz = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+fuzz = settings(max_examples=100)
 
 FUZZED = LaunchContext(
     item_id="item-1", queue_entity="acme", queue_name="vertex", run_id="run1", image_uri=IMAGE,

@@ -6,7 +6,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_vertex_launch.core.diagnosis import Category
@@ -81,7 +81,6 @@ def test_without_relaunches_only_the_fallbacks_are_left():
     assert next_attempt([QUOTA, QUOTA], policy) is None
 
 
-@settings(deadline=None)
 @given(categories, policies)
 def test_there_are_never_more_attempts_than_relaunches_and_plans(ended, policy):
     following = next_attempt(ended, policy)
@@ -89,7 +88,6 @@ def test_there_are_never_more_attempts_than_relaunches_and_plans(ended, policy):
     assert following is None or following.number == len(ended) + 1
 
 
-@settings(deadline=None)
 @given(categories, policies)
 def test_what_an_earlier_process_decided_is_what_a_later_one_finds(ended, policy):
     """Attempt by attempt, the plan never goes back, and an end stays one."""

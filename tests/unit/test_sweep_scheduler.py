@@ -288,7 +288,7 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(st.sampled_from(["overrides", "run_id", "sweep_id", "name", "resource_args"]), ANYTHING)
 )
