@@ -1,4 +1,4 @@
-"""What these documents name is there: tests and their files, other files, modules, targets of the Makefile."""
+"""What these documents name is there: tests, other files, modules, and targets of the Makefile."""
 
 from __future__ import annotations
 
