@@ -23,5 +23,7 @@ def functions_of(path: str) -> frozenset[str]:
 
 
 def paths_of(name: str) -> list[str]:
-    """Return the paths of the test files of that name, as `functions_of` takes them."""
-    return [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob(name)]
+    """Return the paths of the test files of that name or path, as `functions_of` takes them."""
+    root = ROOT if name.startswith("tests/") else ROOT / "tests"
+    found = root.glob(name) if name.startswith("tests/") else root.rglob(name)
+    return [path.relative_to(ROOT).as_posix() for path in found]

@@ -8,13 +8,17 @@ import pytest
 
 from tests.unit.named_tests import ROOT, functions_of, paths_of
 
-DOCUMENTS = ("docs/guarantees.md", "tests/simulation/README.md", "tests/chaos/README.md")
+PROOFS = ("docs/guarantees.md", "tests/simulation/README.md", "tests/chaos/README.md")
+MAPS = ("docs/architecture.md", "CONTRIBUTING.md")
+DOCUMENTS = (*PROOFS, *MAPS)
+PACKAGE = ROOT / "prefect_vertex_launch"
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 # Whatever looks like a test, so that one with a slip in its name is not passed over.
 A_TEST = r"`([^`\n]*(?:test_|::)[^`\n]*)`"
 A_TARGET = r"(?:`|^ {4})make ([^`\s]+)"
 A_MODULE = r"-m ((?:tests|benchmarks|prefect_vertex_launch)[\w.]*)"
 A_LINK = r"\]\((?!https?:|#)([^)#]+)"
+A_PATH = r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|md|yaml))?|[A-Za-z_]+\.toml)`"
 
 
 def named(pattern: str) -> list[tuple[str, str]]:
@@ -54,10 +58,25 @@ def test_a_link_leads_to_a_file(document: str, link: str):
     assert ((ROOT / document).parent / link).exists()
 
 
+@pytest.mark.parametrize(("document", "path"), [each for each in named(A_PATH) if each[0] in MAPS])
+def test_a_path_that_a_map_names_exists(document: str, path: str):
+    assert (PACKAGE / path).exists() or (ROOT / path).exists()
+
+
+def test_the_map_shows_every_package():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    packages = {path.parent for path in PACKAGE.rglob("__init__.py")} - {PACKAGE}
+    assert {package.name for package in packages if f"{package.name}/" not in text} == {"graphql"}
+
+
 @pytest.mark.parametrize("pattern", [A_TEST, A_TARGET, A_LINK])
 def test_each_document_names_something_in_each_way(pattern: str):
     """If the patterns found nothing, the tests above would prove nothing."""
-    assert {document for document, _ in named(pattern)} == set(DOCUMENTS)
+    assert {document for document, _ in named(pattern)} >= set(PROOFS)
+
+
+def test_the_maps_name_paths():
+    assert {document for document, _ in named(A_PATH)} >= set(MAPS)
 
 
 def test_something_is_named_in_each_way():
