@@ -56,7 +56,7 @@ class CallShare:
         self._flow_run_id = flow_run_id
         self._queues = queues
         self._clock = clock
-        self._colleagues = AgentObserver(client, clock=clock)
+        self._observer = AgentObserver(client, clock=clock)
         self._said: str | None = None
 
     async def keep_sharing(self) -> None:
@@ -74,7 +74,7 @@ class CallShare:
         others = [run for run in await read_agents(self._client) if run.id != self._flow_run_id]
         agents = Counter(
             project
-            for run in self._colleagues.still_at_work(others)
+            for run in self._observer.still_at_work(others)
             for project in str(run.labels.get(PROJECTS_LABEL, "")).split()
         )
         for jobs in services:

@@ -40,7 +40,7 @@ _UNENDED = (StateType.RUNNING, StateType.CANCELLING)
 
 
 class Heartbeat:
-    """One agent's own standing at Prefect."""
+    """One agent's own heartbeat at Prefect, and what the agent may still believe of itself."""
 
     def __init__(self, client: PrefectClient, flow_run_id: UUID, *, clock: Clock) -> None:
         self._client = client

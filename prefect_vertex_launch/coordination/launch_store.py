@@ -97,7 +97,7 @@ class LaunchStore:
         self._flow_id: UUID | None = None
         self._looked = clock.monotonic()
         self._agents = AgentObserver(client, clock=clock)
-        # What other agents carried at the last look for orphans, and what was not to be started again yet.
+        # The launches of other agents at the last look for orphans, and those not to be started again yet.
         self.others: list[FlowRun] = []
 
     async def create(
@@ -122,7 +122,7 @@ class LaunchStore:
             return flow_run
         if _is_settled(flow_run):
             return None
-        # An ended one is nobody's, whoever carried it: W&B had the item back before it was claimed.
+        # One that has ended has no owner: W&B had the item back before it was claimed.
         has_ended = flow_run.state is not None and flow_run.state.is_final()
         owner = None if has_ended else owner_of(flow_run.tags)
         if owner is not None and owner != self._owner_id and await self._agents.at_work({owner}):
@@ -251,7 +251,7 @@ class LaunchStore:
         return {run.id for run in await self.read(flow_run_ids) if not self.is_own(run)}
 
     async def with_slot(self, limit_name: str, label: str) -> set[UUID]:
-        """Return which launches under way have noted, by a label, a slot under a limit.
+        """Return which launches under way have a slot under a limit, as their label says.
 
         Whoever carries them; under a shared limit they are those of all queues.
         """

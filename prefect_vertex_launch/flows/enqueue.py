@@ -18,7 +18,7 @@ from prefect_vertex_launch.coordination.prefect_api import require_block
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.errors import LaunchError, Problem, Refused, Transient
 from prefect_vertex_launch.core.states import ItemState
-from prefect_vertex_launch.launch.links import run_url
+from prefect_vertex_launch.launch.notify import run_url
 from prefect_vertex_launch.wandb.push import push
 from prefect_vertex_launch.wandb.queue import RunPath, WandbQueue
 

@@ -8,8 +8,7 @@ from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.launch import find_jobs, timeouts
 from prefect_vertex_launch.launch.cancel import cancel_when_stopped
 from prefect_vertex_launch.launch.launch import Launch
-from prefect_vertex_launch.launch.links import show_links
-from prefect_vertex_launch.launch.notify import RUNNING, show, tell_of_restart
+from prefect_vertex_launch.launch.notify import RUNNING, show, show_links, tell_of_restart
 from prefect_vertex_launch.launch.run_log import run_log
 from prefect_vertex_launch.vertex.job_watcher import OnChange
 

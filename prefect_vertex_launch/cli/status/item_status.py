@@ -15,7 +15,7 @@ from prefect_vertex_launch.core.labels import launch_key
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.launch.final_state import summary_of
 from prefect_vertex_launch.launch.item import QueueItem
-from prefect_vertex_launch.launch.links import run_url
+from prefect_vertex_launch.launch.notify import run_url
 
 _WHY = {
     LaunchState.SUBMITTED: "Vertex AI has the job",
