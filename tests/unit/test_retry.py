@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from prefect_vertex_launch.core.errors import LaunchError, NotFound, OutcomeUnknown, Problem, Transient
-from prefect_vertex_launch.core.retry import ATTEMPTS, retrying
+from prefect_vertex_launch.core.retry import ATTEMPTS, Backoff, retrying
 
 
 class SleepRecorder:
@@ -86,3 +86,43 @@ async def test_what_a_repetition_cannot_cure_is_raised_at_once(error):
     with pytest.raises(type(error)):
         await retrying(call, clock=SleepRecorder(), random=Random(1))
     assert call.count == 1
+
+
+async def test_whoever_is_told_hears_of_each_failure_and_the_pause_after_it():
+    clock, told = SleepRecorder(), list[tuple[str, float]]()
+    await retrying(
+        Call(Transient("1"), Transient("2")),
+        clock=clock,
+        backoff=Backoff(2.0, 60.0),
+        tell=lambda error, seconds: told.append((str(error), seconds)),
+    )
+    assert [text for text, _ in told] == ["1", "2"]
+    assert [seconds for _, seconds in told] == clock.slept
+
+
+async def test_without_a_bound_a_call_is_tried_until_it_succeeds():
+    clock, call = SleepRecorder(), Call(*(NotFound(Problem("x", "y")) for _ in range(50)))
+    backoff = Backoff(1.0, 60.0)
+    await retrying(call, clock=clock, backoff=backoff, attempts=None, retry_if=lambda _: True)
+    assert call.count == 51
+    assert max(clock.slept) <= 60.0
+    assert min(clock.slept[10:]) >= 30.0
+
+
+def test_pauses_double_up_to_the_longest_and_begin_again_after_a_success():
+    backoff = Backoff(10.0, 60.0, least_share=1.0)
+    assert [backoff.next_seconds() for _ in range(5)] == [10.0, 20.0, 40.0, 60.0, 60.0]
+    backoff.reset()
+    assert backoff.next_seconds() == 10.0
+
+
+def test_a_pause_has_at_least_its_share_and_never_less_than_was_asked_for():
+    drawn = [Backoff(10.0, 60.0, random=Random(seed)).next_seconds() for seed in range(200)]
+    assert 5.0 <= min(drawn) < 6.0
+    assert 9.0 < max(drawn) <= 10.0
+    assert Backoff(10.0, 60.0).next_seconds(Transient("", retry_after_seconds=90.0)) == 90.0
+
+
+def test_a_backoff_does_not_overflow_after_days_of_failures():
+    backoff = Backoff(0.5, 300.0)
+    assert all(backoff.next_seconds() <= 300.0 for _ in range(5000))
