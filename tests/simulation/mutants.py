@@ -14,7 +14,6 @@ from prefect.client.schemas.objects import FlowRun
 from prefect_vertex_launch.agent import adoption
 from prefect_vertex_launch.agent.queue_worker import QueueWorker
 from prefect_vertex_launch.coordination import heartbeat, launch_store
-from prefect_vertex_launch.coordination.flow_run_page import FlowRunPage
 from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.core import duplicates, states
@@ -397,9 +396,3 @@ def cancel_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
         return False
 
     patch.setattr(LaunchStore, "_is_to_end", is_to_end)
-
-
-@noticed_by(Seed(45), 2)
-def duplicate_forgotten_at_adoption(patch: pytest.MonkeyPatch) -> None:
-    """Whoever adopts a launch does not know that a second job was created, where there may be a first one."""
-    patch.setattr(FlowRunPage, "mark", do_nothing)
