@@ -124,12 +124,12 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
             async with solo.next_item(context) as taken:
                 if taken is None:
                     return Completed(name="Idle", message=f"Nothing is queued on {context.block.queue}.")
-                return await _see_through(taken)
-        return await _see_through(context.live.get(item.item_id) or await _resumed(context, item))
+                return await _run_by_engine(taken)
+        return await _run_by_engine(context.live.get(item.item_id) or await _resumed(context, item))
 
 
-async def _see_through(launch: Launch) -> State[Any]:
-    """Return the state in which the flow run of a launch ends. Raises Abort when it is handed over."""
+async def _run_by_engine(launch: Launch) -> State[Any]:
+    """See a launch through; raise a termination as one, where Prefect's engine hides it in another error."""
     try:
         return await see_through(launch)
     except ValueError as error:
