@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import copy
+import json
 import os
 from dataclasses import replace
 from functools import cache
@@ -60,13 +60,14 @@ class VertexLaunchQueue(QueueFields, Block):
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the JSON schema, as `Block` has it."""
-        return copy.deepcopy(cls._schema_made_once(args, frozenset(kwargs.items())))
+        return json.loads(cls._schema_made_once(args, frozenset(kwargs.items())))
 
     @classmethod
     @cache
-    def _schema_made_once(cls, args: tuple[Any, ...], kwargs: frozenset[tuple[str, Any]]) -> dict[str, Any]:
-        # Prefect asks for the schema again for each field of a block that it saves: 40 times and more.
-        return super().model_json_schema(*args, **dict(kwargs))
+    def _schema_made_once(cls, args: tuple[Any, ...], kwargs: frozenset[tuple[str, Any]]) -> str:
+        # Prefect asks for the schema again for each field of a block that it saves, 40 times and more, and
+        # changes what it gets.
+        return json.dumps(super().model_json_schema(*args, **dict(kwargs)))
 
     @model_validator(mode="after")
     def _config_is_valid(self) -> VertexLaunchQueue:
