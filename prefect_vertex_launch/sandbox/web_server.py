@@ -40,6 +40,8 @@ class WebServer:
         config = uvicorn.Config(
             self._answer,
             interface="asgi3",
+            # The one parser that everybody has: what is malformed gets one answer, whatever is installed.
+            http="h11",
             log_config=None,
             access_log=False,
             lifespan="off",
