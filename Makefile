@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What takes longest comes first, so that all processes end at about the same time.
-TESTS ?= tests/chaos tests/end_to_end tests/simulation tests/sandbox tests/adapters tests/unit
+# What takes longest comes first, so that all processes end at about the same time. While the one starts the
+# Prefect server of them all, the others do without it.
+TESTS ?= tests/end_to_end/test_agent.py tests/chaos tests/simulation tests/adapters tests/end_to_end tests/sandbox tests/unit
 STAMP := $(VENV)/.ready
+# The tests start many Pythons, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench slow proof fuzz simulate mutants chaos soak blocks demo test lint lock clean
 .DEFAULT_GOAL := test
@@ -23,14 +26,14 @@ demo: $(STAMP)  ## eight runs from a W&B queue through Vertex AI and back, on lo
 test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many tests wait for others
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
 
-slow: $(STAMP)  ## the demo and the deployments with a worker, as they are run from a shell; two minutes
-	@$(BIN)/python -m pytest -m slow tests/end_to_end --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+slow: $(STAMP)  ## the tests with real programs: the demo, workers, wandb, agents that are killed; some minutes
+	@$(BIN)/python -m pytest -m slow tests/chaos tests/end_to_end tests/simulation tests/sandbox tests/adapters --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
 proof: $(STAMP)  ## more of what the tests prove: 20 kills of agents, and the simulation's gaps; some minutes
 	@$(BIN)/python -m pytest -m proof tests/chaos tests/simulation --numprocesses 3 --dist load $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## whatever is sent to the sandbox, and whatever comes from W&B and Vertex AI; a few minutes
-	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/sandbox/test_sandbox_fuzz.py tests/adapters/test_adapters_fuzz.py tests/end_to_end/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest -m '' tests/sandbox/test_sandbox_fuzz.py tests/adapters/test_adapters_fuzz.py tests/end_to_end/test_fuzzed_answers.py --numprocesses 2 --dist load --timeout 1800 $(PYTEST_ARGS)
 
 simulate: $(STAMP)  ## the agent in virtual time: every death in every script, 2,000 seeds of 20 items; minutes
 	@$(BIN)/python -m tests.simulation $(SIMULATE_ARGS)

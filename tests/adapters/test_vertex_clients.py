@@ -49,6 +49,7 @@ def custom_job(code: str, *, item: str) -> CustomJob:
     return CustomJob(display_name=item, labels=labels, job_spec={"worker_pool_specs": [pool]})
 
 
+@pytest.mark.slow
 async def test_jobs_are_found_by_label_and_followed_to_their_ends(jobs):
     watcher = JobWatcher(jobs, labels={"launch-queue": "q"}, interval_seconds=0.1)
     loop = asyncio.create_task(watcher.run())

@@ -49,6 +49,7 @@ SLOWER: Mapping[str, Any] = {
 }
 
 
+@pytest.mark.slow
 async def test_agents_that_die_one_after_the_other_lose_double_and_leak_nothing(
     prefect_api: PrefectServer,
 ) -> None:

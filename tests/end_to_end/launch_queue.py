@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentCreate
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
@@ -40,6 +42,7 @@ def until_there(path: Path) -> tuple[str, str]:
 
 # By the Prefect server that has them: its requests are what most of these tests wait for.
 _gcp_credentials: dict[str | None, GcpCredentials] = {}
+_registered: set[tuple[str | None, type[Block]]] = set()
 
 
 async def _saved_gcp_credentials(api_url: str | None) -> GcpCredentials:
@@ -48,6 +51,20 @@ async def _saved_gcp_credentials(api_url: str | None) -> GcpCredentials:
         await gcp.asave(f"gcp-{uuid4().hex[:8]}")
         _gcp_credentials[api_url] = gcp
     return _gcp_credentials[api_url]
+
+
+async def _save(block: Block, name: str, *, is_new: bool) -> None:
+    """Save a block. With a server, the type of a new one is registered only once."""
+    registered = (PREFECT_API_URL.value(), type(block))
+    if not is_new or registered not in _registered:
+        await block.asave(name, overwrite=True)
+        _registered.add(registered)
+        return
+    document = block._to_block_document(name=name, include_secrets=True)
+    kept = document.model_dump(include={"name", "data", "block_schema_id", "block_type_id"})
+    async with get_client() as client:
+        saved = await client.create_block_document(BlockDocumentCreate(**kept))
+    block._block_document_name, block._block_document_id = saved.name, saved.id
 
 
 @dataclass
@@ -77,12 +94,13 @@ class LaunchQueue:
             "endpoint": self.sandbox.vertex_grpc_url,
         }
         wandb = WandbCredentials(api_key=self.sandbox.api_key, base_url=self.sandbox.wandb_url)
-        await wandb.asave(self.name, overwrite=True)
+        is_new = not self._vertex_jobs
+        await _save(wandb, self.name, is_new=is_new)
         gcp = await _saved_gcp_credentials(PREFECT_API_URL.value())
         block = VertexLaunchQueue(
             **{"wandb_credentials": wandb, "gcp_credentials": gcp, **settings, **changes}
         )
-        await block.asave(self.name, overwrite=True)
+        await _save(block, self.name, is_new=is_new)
         await block.aupsert_queue()
         self._vertex_jobs = [block.open_vertex_jobs(location) for location in LOCATIONS]
         return block

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from prefect.context import SettingsContext, get_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
@@ -16,6 +18,7 @@ from prefect.settings import (
     PREFECT_CLIENT_RETRY_EXTRA_CODES,
     PREFECT_HOME,
     PREFECT_LOCAL_STORAGE_PATH,
+    Settings,
     temporary_settings,
 )
 
@@ -47,11 +50,20 @@ def send_what_is_left() -> None:
 @contextmanager
 def prefect_client_of(server: PrefectServer) -> Iterator[None]:
     """The Prefect client of this process speaks to `server`."""
-    overrides = {
-        PREFECT_API_URL: server.api_url,
-        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
-        PREFECT_HOME: server.home,
-        PREFECT_LOCAL_STORAGE_PATH: server.home / "storage",
-    }
-    with temporary_settings(overrides, restore_defaults={PREFECT_API_KEY, PREFECT_CLIENT_RETRY_EXTRA_CODES}):
+    settings = _settings_for(server.api_url, server.home)
+    with SettingsContext(profile=get_settings_context().profile, settings=settings):
         yield
+
+
+@cache
+def _settings_for(api_url: str, home: Path) -> Settings:
+    # Prefect validates all of its settings for each change of one; nearly every test would wait for that.
+    overrides = {
+        PREFECT_API_URL: api_url,
+        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
+        PREFECT_HOME: home,
+        PREFECT_LOCAL_STORAGE_PATH: home / "storage",
+    }
+    defaults = {PREFECT_API_KEY, PREFECT_CLIENT_RETRY_EXTRA_CODES}
+    with temporary_settings(overrides, restore_defaults=defaults) as settings:
+        return settings

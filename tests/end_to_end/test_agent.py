@@ -133,12 +133,15 @@ async def test_a_flow_run_cancelled_in_prefect_cancels_its_job(queue: LaunchQueu
 @pytest.mark.parametrize(
     "change",
     [
-        {},
-        {"location": "europe-west4"},
-        {"project": "other-project"},
-        {"secure_mode": True, "allowed_images": ["none/such"]},
+        pytest.param({}, id="as it was"),
+        pytest.param({"location": "europe-west4"}, id="another region", marks=pytest.mark.slow),
+        pytest.param({"project": "other-project"}, id="another project", marks=pytest.mark.slow),
+        pytest.param(
+            {"secure_mode": True, "allowed_images": ["none/such"]},
+            id="an image not allowed any more",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["as it was", "another region", "another project", "an image not allowed any more"],
 )
 async def test_an_agent_that_ends_leaves_its_launch_to_the_next_one_however_the_queue_was_changed(
     queue: LaunchQueue, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -311,6 +314,7 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
     return flow_run
 
 
+@pytest.mark.slow
 async def test_an_item_that_comes_again_after_its_lease_goes_on_in_the_flow_run_it_has(
     prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +354,7 @@ async def test_a_launch_whose_agent_is_alive_is_left_to_it(prefect_api: PrefectS
         assert await queue.jobs() == []
 
 
+@pytest.mark.slow
 async def test_a_termination_before_a_step_has_begun_is_no_failure_of_the_launch(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +381,7 @@ async def test_a_termination_before_a_step_has_begun_is_no_failure_of_the_launch
     assert len(await queue.jobs()) == 1
 
 
+@pytest.mark.slow
 async def test_an_agent_that_is_terminated_leaves_its_launch_to_the_next_one_and_touches_no_job(
     queue: LaunchQueue, prefect_api: PrefectServer
 ) -> None:

@@ -1,6 +1,6 @@
 """Whatever a person may put on a queue: it is refused in words that help, and the next item goes on.
 
-All bad items lie on one queue, each with a good one behind it, and one agent drains it once. Every
+All bad items lie on one queue, with a good one behind every few, and one agent drains it once. Every
 item, good or bad, would leave a file behind if its program were ever run.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import POOL, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of
 from tests.eventually import HANG_SECONDS
+
+pytestmark = pytest.mark.slow
 
 ARGS = "resource_args.gcp-vertex"
 SPEC = f"{ARGS}.spec"
@@ -88,6 +90,8 @@ PYTHON_PACKAGE = {
     "package_uris": ["gs://bucket/trainer.tar.gz"],
     "python_module": "trainer",
 }
+# So many bad items have one good one behind them.
+BAD_PER_GOOD = 5
 NO_LONGER_JSON = "Launch the run again with a correct spec."
 BOTH_OR_NONE = "accelerator_type and accelerator_count go together: both or none"
 
@@ -374,6 +378,14 @@ BAD = [
 
 
 @dataclass(frozen=True)
+class Good:
+    """A good item, and the file that its program leaves behind."""
+
+    item_id: str
+    marker: Path
+
+
+@dataclass(frozen=True)
 class Seen:
     """What became of a bad item and of the good one behind it, once the queue was drained."""
 
@@ -406,7 +418,7 @@ async def drain_all(markers: Path) -> Drained:
         # Nothing that an item leaves out comes from the block.
         bare = VertexLaunchQueue(**{**dict(block), "spec": {}, "staging_bucket": None})
         await bare.asave(queue.name, overwrite=True)
-        pushed = {bad.name: (push_bad(queue, bad, markers), push_good(queue, bad, markers)) for bad in BAD}
+        pushed = push_all(queue, markers)
         state = await drain(queue)
         launches = await queue.launches()
         jobs: dict[str, list[LaunchState]] = {}
@@ -414,7 +426,7 @@ async def drain_all(markers: Path) -> Drained:
             jobs.setdefault(job.labels[ITEM_LABEL], []).append(job.launch_state)
         seen = {}
         for bad in BAD:
-            bad_id, good_id = pushed[bad.name]
+            bad_id, good = pushed[bad.name]
             item = queue.item(bad_id)
             seen[bad.name] = Seen(
                 item_id=bad_id,
@@ -422,9 +434,9 @@ async def drain_all(markers: Path) -> Drained:
                 item_error=item.error,
                 launch=launches.get(bad_id),
                 jobs=len(jobs.get(launch_key(bad_id), ())),
-                has_run=marker_of(bad, markers, "bad").exists(),
-                next_job_states=tuple(jobs.get(launch_key(good_id), ())),
-                next_has_run=marker_of(bad, markers, "good").exists(),
+                has_run=marker_of(bad, markers).exists(),
+                next_job_states=tuple(jobs.get(launch_key(good.item_id), ())),
+                next_has_run=good.marker.exists(),
             )
         return Drained(state, seen)
 
@@ -451,8 +463,23 @@ async def drain(queue: LaunchQueue) -> State[Any] | None:
     return None
 
 
-def marker_of(bad: Bad, markers: Path, kind: str) -> Path:
-    return markers / f"{BAD.index(bad)}-{kind}"
+def marker_of(bad: Bad, markers: Path) -> Path:
+    return markers / f"bad-{BAD.index(bad)}"
+
+
+def push_all(queue: LaunchQueue, markers: Path) -> dict[str, tuple[str, Good]]:
+    """Push every bad item; return its id by its name, and the good one that comes behind it."""
+    pushed: dict[str, tuple[str, Good]] = {}
+    for few in batched(BAD, BAD_PER_GOOD):
+        ids = [push_bad(queue, bad, markers) for bad in few]
+        good = push_good(queue, markers / f"good-{len(pushed)}")
+        pushed.update({bad.name: (item_id, good) for bad, item_id in zip(few, ids, strict=True)})
+    return pushed
+
+
+def batched(all_of_them: Sequence[Bad], count: int) -> Iterator[Sequence[Bad]]:
+    for start in range(0, len(all_of_them), count):
+        yield all_of_them[start : start + count]
 
 
 def push_bad(queue: LaunchQueue, bad: Bad, markers: Path) -> str:
@@ -460,15 +487,15 @@ def push_bad(queue: LaunchQueue, bad: Bad, markers: Path) -> str:
         return queue.push_text(bad.text)
     changes = {**resource_args(), **bad.changes}
     overrides = {
-        "entry_point": ["touch", str(marker_of(bad, markers, "bad"))],
+        "entry_point": ["touch", str(marker_of(bad, markers))],
         **changes.pop("overrides", {}),
     }
     return queue.push("sandbox/no-wandb", overrides=overrides, **changes)
 
 
-def push_good(queue: LaunchQueue, bad: Bad, markers: Path) -> str:
-    entry_point = ["touch", str(marker_of(bad, markers, "good"))]
-    return queue.push("sandbox/no-wandb", overrides={"entry_point": entry_point}, **resource_args())
+def push_good(queue: LaunchQueue, marker: Path) -> Good:
+    overrides = {"entry_point": ["touch", str(marker)]}
+    return Good(queue.push("sandbox/no-wandb", overrides=overrides, **resource_args()), marker)
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
@@ -488,9 +515,10 @@ def test_a_bad_item_is_refused_with_its_reason_and_the_next_one_runs(bad: Bad, d
 
 def test_the_agent_goes_on_until_the_queue_is_drained(drained: Drained) -> None:
     # The good ones do without wandb.
-    ends = f"{len(BAD)} failed, {len(BAD)} refused"
+    good = -(-len(BAD) // BAD_PER_GOOD)
+    ends = f"{good} failed, {len(BAD)} refused"
     assert drained.agent_state is not None
     assert drained.agent_state.is_completed()
     assert drained.agent_state.message == (
-        f"Ended because the queue is drained. {2 * len(BAD)} launched, 0 adopted, 0 handed over; {ends}."
+        f"Ended because the queue is drained. {len(BAD) + good} launched, 0 adopted, 0 handed over; {ends}."
     )

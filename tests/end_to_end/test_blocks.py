@@ -158,6 +158,7 @@ QUEUE_FORM = [
 @pytest.mark.parametrize(
     ("slug", "form"), [("wandb-credentials", WANDB_FORM), ("vertex-launch-queue", QUEUE_FORM)]
 )
+@pytest.mark.slow
 async def test_registered_by_file_a_block_has_its_fields_in_the_order_of_the_form(
     registered: str, slug: str, form: list[str]
 ) -> None:
@@ -170,6 +171,7 @@ async def test_registered_by_file_a_block_has_its_fields_in_the_order_of_the_for
 
 @pytest.mark.usefixtures("prefect_api", "registered")
 @pytest.mark.parametrize("slug", ["wandb-credentials", "vertex-launch-queue"])
+@pytest.mark.slow
 async def test_in_the_form_every_field_is_described_and_what_has_no_default_has_an_example(slug: str) -> None:
     for name, field in (await read_schema(slug))["properties"].items():
         if "$ref" in field:
@@ -181,6 +183,7 @@ async def test_in_the_form_every_field_is_described_and_what_has_no_default_has_
 
 
 @pytest.mark.usefixtures("prefect_api", "registered")
+@pytest.mark.slow
 async def test_the_api_key_is_a_password_in_the_form_and_a_secret_at_the_server() -> None:
     credentials = await read_schema("wandb-credentials")
     assert credentials["secret_fields"] == ["api_key"]
@@ -368,6 +371,7 @@ block.save(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 async def test_without_an_event_loop_a_script_loads_upserts_reads_and_saves(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:

@@ -111,6 +111,7 @@ async def join(prefect_api: PrefectServer, sandbox: Sandbox) -> AsyncIterator[Jo
         yield start
 
 
+@pytest.mark.slow
 async def test_agents_that_call_the_same_project_leave_room_for_each_other_and_for_one_more(join: Join):
     project = f"p-{uuid4().hex[:8]}"
     first = await join(project)
@@ -127,6 +128,7 @@ async def test_agents_that_call_the_same_project_leave_room_for_each_other_and_f
     assert first.allowed == GOOGLE_ALLOWS / 3
 
 
+@pytest.mark.slow
 async def test_an_agent_whose_heart_stands_still_leaves_its_share_to_the_others_and_one_that_is_slow_does_not(
     join: Join,
 ):

@@ -139,6 +139,7 @@ async def test_without_the_key_nothing_runs_and_the_log_says_what_is_missing(
 # --- the code
 
 
+@pytest.mark.slow
 async def test_code_made_into_a_job_by_wandbs_own_command_runs_on_its_base_image(
     sandbox: Sandbox, tmp_path: Path
 ):
@@ -191,6 +192,7 @@ async def test_a_commit_gets_the_changes_that_were_not_committed(sandbox: Sandbo
     assert (ended.state, log) == (JobState.JOB_STATE_SUCCEEDED, "as it was run\n")
 
 
+@pytest.mark.slow
 async def test_all_files_of_an_artifact_arrive_with_a_key_from_secret_manager(sandbox: Sandbox):
     files = {f"lib/part{number:04}.txt": str(number) for number in range(1010)}
     code = JobCode("job", artifact_id=put_artifact(sandbox, "many", {"a b/ü.txt": "first", **files}))

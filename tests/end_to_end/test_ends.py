@@ -27,6 +27,8 @@ from tests.end_to_end.launch_queue import POOL, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of, send_what_is_left
 from tests.eventually import HANG_SECONDS, until
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = "import time; time.sleep(600)"
 # Its first attempt goes on until it is ended; a later one is the same run at W&B.
 SECOND_TIME_LUCKY = """

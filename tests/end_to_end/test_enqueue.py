@@ -95,6 +95,7 @@ async def test_what_the_form_holds_is_what_the_item_holds(queue: LaunchQueue) ->
     assert spec["overrides"]["run_config"] == {"epochs": 2}
 
 
+@pytest.mark.slow
 async def test_without_overrides_the_run_gets_the_queue_s_own_configuration(queue: LaunchQueue) -> None:
     await fill_in(queue, image="sandbox/train")
 
@@ -103,6 +104,7 @@ async def test_without_overrides_the_run_gets_the_queue_s_own_configuration(queu
     assert spec["resource_args"]["gcp-vertex"]["spec"]["worker_pool_specs"] == [POOL]
 
 
+@pytest.mark.slow
 async def test_with_priorities_the_queue_hands_out_the_most_urgent_run_first(queue: LaunchQueue) -> None:
     block = await VertexLaunchQueue.aload(queue.name)
     await block.aupsert_queue(prioritize=True)
@@ -117,6 +119,7 @@ async def test_with_priorities_the_queue_hands_out_the_most_urgent_run_first(que
     assert order == ["critical", "high", "None", "low"]
 
 
+@pytest.mark.slow
 async def test_template_variables_are_filled_in_when_the_run_is_pushed(queue: LaunchQueue) -> None:
     add_template_variable(queue)
 
@@ -140,6 +143,7 @@ def add_template_variable(queue: LaunchQueue) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_waiting_it_ends_as_the_run_does(queue: LaunchQueue, wandb_environment: dict[str, str]) -> None:
     await make_job(wandb_environment, queue.sandbox, "trainer", "sandbox/train")
     job = f"{queue.sandbox.entity}/models/trainer:latest"
@@ -237,6 +241,7 @@ async def test_an_unknown_queue_is_answered_with_the_ones_there_are(queue: Launc
     )
 
 
+@pytest.mark.slow
 async def test_a_key_that_wandb_does_not_accept_is_named_by_its_block_and_never_shown(
     queue: LaunchQueue, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -110,6 +110,7 @@ async def drain_while_it_ends(queue: LaunchQueue, name: str, state: JobState) ->
     return await finished(draining)
 
 
+@pytest.mark.slow
 async def test_a_job_that_was_left_is_carried_to_its_end_by_the_next_agent(queue: LaunchQueue) -> None:
     item_id, name = await leave_a_job(queue)
 
@@ -145,6 +146,7 @@ async def test_a_job_that_was_left_is_carried_to_its_end_by_the_next_agent(queue
     assert len(await queue.jobs()) == 1
 
 
+@pytest.mark.slow
 async def test_a_job_whose_item_the_stopped_agent_failed_is_carried_on_too(queue: LaunchQueue) -> None:
     item_id, name = await leave_a_job(queue)
     queue.sandbox.wandb.items.fail(item_id, "The submitted run was not successfully started", "run", None)
@@ -158,6 +160,7 @@ async def test_a_job_whose_item_the_stopped_agent_failed_is_carried_on_too(queue
     assert launched.state.is_final()
 
 
+@pytest.mark.slow
 async def test_nothing_is_adopted_twice_and_a_dry_run_adopts_nothing(queue: LaunchQueue) -> None:
     item_id, _ = await leave_a_job(queue)
 

@@ -59,6 +59,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("prefect_api", "impatient")
+@pytest.mark.slow
 async def test_an_agent_bears_whatever_it_is_answered() -> None:
     seed = time.time_ns() if FUZZ_EXAMPLES else 1
     fuzz = Fuzz(Random(seed))

@@ -120,6 +120,7 @@ async def test_without_apply_all_is_said_and_nothing_is_written(here: Path, sand
     assert not (here / "deploy.sh").exists()
 
 
+@pytest.mark.slow
 async def test_two_queues_are_moved_and_an_agent_drains_both(here: Path, sandbox: Sandbox) -> None:
     queues = [make_queue(sandbox), make_queue(sandbox)]
     blocks = [block_of(queue) for queue in queues]
@@ -223,6 +224,7 @@ async def test_all_that_prevents_it_is_said_at_once_and_nothing_is_written(
     assert block_of(good) not in await existing_blocks()
 
 
+@pytest.mark.slow
 async def test_variables_of_the_agent_are_allowed_only_when_asked_and_secrets_never(
     here: Path, sandbox: Sandbox
 ) -> None:

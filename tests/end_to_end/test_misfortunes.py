@@ -58,6 +58,7 @@ async def until_running(queue: LaunchQueue) -> None:
     await until(is_running)
 
 
+@pytest.mark.slow
 async def test_a_cancel_outlives_the_crash_that_the_end_of_the_process_makes_of_it(queue: LaunchQueue):
     item_id = queue.push("sandbox/hold")
     first = serving(queue)
@@ -85,6 +86,7 @@ async def test_a_launch_that_is_ended_by_hand_in_prefect_ends_its_job(queue: Lau
     assert queue.item(item_id).state == "FAILED"
 
 
+@pytest.mark.slow
 async def test_a_job_whose_flow_run_was_deleted_is_seen_through(queue: LaunchQueue):
     item_id = queue.push("sandbox/hold")
     running = serving(queue, drain=True)
@@ -103,6 +105,7 @@ async def test_a_job_whose_flow_run_was_deleted_is_seen_through(queue: LaunchQue
     assert queue.item(item_id).state == "FAILED"
 
 
+@pytest.mark.slow
 async def test_a_job_that_nobody_saw_created_is_found_before_its_item_is_refused(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ):
@@ -160,6 +163,7 @@ async def test_the_queueing_timeout_bounds_the_wait_for_a_quota(sandbox: Sandbox
     assert await queue.jobs() == []
 
 
+@pytest.mark.slow
 async def test_a_shared_limit_that_was_deleted_ends_no_agent(
     sandbox: Sandbox, prefect_api: PrefectServer, caplog: pytest.LogCaptureFixture
 ):
@@ -214,6 +218,7 @@ async def test_an_agent_that_may_not_register_serves_nothing_and_says_why(queue:
     assert queue.item(item_id).state == "PENDING"
 
 
+@pytest.mark.slow
 async def test_an_agent_that_starts_while_wandb_is_away_carries_on_what_is_left_and_registers_later(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ):

@@ -62,6 +62,7 @@ async def task_run_named(name: str, flow_run: FlowRun) -> TaskRun:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 async def test_what_has_failed_runs_once_whatever_prefects_defaults_say(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:

@@ -82,6 +82,7 @@ async def leave_running(queue: LaunchQueue) -> None:
     await serving
 
 
+@pytest.mark.slow
 async def test_what_runs_of_a_cancelled_launch_is_ended_while_wandb_refuses_to_hear_of_it(
     prefect_api: PrefectServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ async def test_a_queue_is_left_alone_for_as_long_as_wandb_asks(
     assert (await serving).is_completed()
 
 
+@pytest.mark.slow
 async def test_as_long_as_nobody_can_be_asked_who_stopped_a_run_nothing_is_said_of_its_end(
     prefect_api: PrefectServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def order_of_jobs(queues: list[LaunchQueue], jobs: list[Any]) -> str:
     return "".join(letters[name] for name in names)
 
 
+@pytest.mark.slow
 async def test_queues_that_share_a_limit_take_turns_under_it(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:
@@ -61,6 +62,7 @@ async def test_queues_that_share_a_limit_take_turns_under_it(
         assert (await client.read_global_concurrency_limit_by_name(limit)).active_slots == 0
 
 
+@pytest.mark.slow
 async def test_slots_that_a_restarted_server_counts_under_a_shared_limit_are_taken_off_and_no_others(
     sandbox: Sandbox, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ async def test_a_queue_that_cannot_be_served_does_not_keep_the_others_waiting(
     assert "prefect gcl create there-is-none" in (state.message or "")
 
 
+@pytest.mark.slow
 async def test_stopped_at_wandb_an_agent_leaves_its_launches_to_the_next_one(
     sandbox: Sandbox, prefect_api: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

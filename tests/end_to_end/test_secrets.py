@@ -71,6 +71,7 @@ def push_all(queue: LaunchQueue) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 async def test_no_key_is_written_anywhere_but_where_it_belongs(
     file_server: PrefectServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -67,6 +67,7 @@ async def test_an_item_in_the_queue_waits_for_an_agent_and_the_command_that_star
     assert item["job"] is None
 
 
+@pytest.mark.slow
 async def test_what_became_of_each_launch_is_told_with_its_links(queue: LaunchQueue) -> None:
     good = queue.push("sandbox/train", name="good")
     bad = queue.push("python", "-c", "raise SystemExit(3)", name="bad")
@@ -102,6 +103,7 @@ async def test_piped_output_has_one_line_for_each_item(queue: LaunchQueue) -> No
     assert [line.split()[0] for line in lines[2:] if line] == item_ids
 
 
+@pytest.mark.slow
 async def test_while_a_job_runs_its_slot_is_counted_and_the_next_item_waits_for_it(
     queue: LaunchQueue,
 ) -> None:

@@ -92,6 +92,7 @@ async def scene(prefect_api: PrefectServer) -> AsyncIterator[Scene]:
         yield Scene(client)
 
 
+@pytest.mark.slow
 async def test_agents_share_what_may_pass_at_once_and_the_next_waits_until_a_slot_is_back(scene):
     limit = await scene.fill()
     assert (limit.limit, limit.slot_decay_per_second) == (10, pytest.approx(40 / 60))
@@ -197,6 +198,7 @@ async def test_no_window_can_hold_more(scene, submissions_per_minute):
     assert pace.slots_per_second > 0
 
 
+@pytest.mark.slow
 async def test_a_launch_whose_turn_has_not_come_can_be_ended_and_leaves_no_job(prefect_api):
     async with Sandbox(is_manual=True) as sandbox:
         queue = LaunchQueue(sandbox)

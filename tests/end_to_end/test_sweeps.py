@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from prefect.client.orchestration import get_client
 
 from prefect_vertex_launch.core.states import LaunchState
@@ -31,6 +32,7 @@ def scheduler(sweep_id: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_a_trial_is_launched_while_its_sweep_goes_on_and_refused_afterwards(
     sandbox: Sandbox, prefect_api: PrefectServer
 ) -> None:
@@ -54,6 +56,7 @@ async def test_a_trial_is_launched_while_its_sweep_goes_on_and_refused_afterward
     assert len(await queue.jobs()) == 1
 
 
+@pytest.mark.slow
 async def test_schedulers_are_small_jobs_under_a_limit_of_their_own(prefect_api: PrefectServer) -> None:
     async with Sandbox(is_manual=True) as sandbox:
         queue = LaunchQueue(sandbox, max_jobs=1)

@@ -87,6 +87,7 @@ async def queue(prefect_api: PrefectServer) -> Any:
         yield LaunchQueue(sandbox)
 
 
+@pytest.mark.slow
 async def test_jobs_that_wait_too_long_are_tried_elsewhere_or_given_up(queue: LaunchQueue) -> None:
     await queue.create(queueing_timeout_seconds=1.0, long_wait_seconds=0.2, start_timeout_seconds=0.1)
     elsewhere = queue.push(**with_fallbacks(TO_EUROPE))
@@ -186,6 +187,7 @@ async def test_a_launch_that_is_cancelled_while_it_waits_for_quota_ends_without_
     assert await jobs_of(queue, item_id) == []
 
 
+@pytest.mark.slow
 async def test_launches_that_have_lost_their_slots_wait_for_room_and_not_for_each_other(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +228,7 @@ async def test_launches_that_have_lost_their_slots_wait_for_room_and_not_for_eac
     assert [len(await jobs_of(queue, item_id)) for item_id in item_ids] == [1, 1]
 
 
+@pytest.mark.slow
 async def test_a_job_is_cancelled_once_however_long_it_takes_to_end(queue: LaunchQueue) -> None:
     await queue.create()
     item_id = queue.push()

@@ -140,6 +140,7 @@ def test_a_state_file_that_cannot_be_had_is_refused_with_the_reason(tmp_path: Pa
 # --- the images
 
 
+@pytest.mark.slow
 async def test_images_are_what_they_say(sandbox: Sandbox):
     def environment(run_id: str, **config: Any) -> dict[str, str]:
         return {
@@ -247,6 +248,7 @@ def command() -> Iterator[Callable[..., Command]]:
         each.process.communicate()
 
 
+@pytest.mark.slow
 async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
     tmp_path: Path, command: Callable[..., Command]
 ):
@@ -280,6 +282,7 @@ async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
     assert second.end(signal.SIGTERM) == (0, "")
 
 
+@pytest.mark.slow
 async def test_the_command_ends_with_two_lines_and_3_when_it_cannot_start(
     tmp_path: Path, command: Callable[..., Command]
 ):

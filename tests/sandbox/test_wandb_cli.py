@@ -121,6 +121,7 @@ async def waiting(wandb_client, wandb_sandbox: WandbSandbox) -> AsyncIterator[di
     await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_wandb_launch_pushes_an_image_with_everything_it_was_given(wandb_sandbox: WandbSandbox):
     make_queue(wandb_sandbox, "cli-image", priorities=True)
     overrides = {"overrides": {"args": ["--lr", "0.1"], "run_config": {"epochs": 2}}}
@@ -153,6 +154,7 @@ async def test_wandb_launch_pushes_an_image_with_everything_it_was_given(wandb_s
     assert refused.exit_code != 0
 
 
+@pytest.mark.slow
 async def test_wandb_launch_fails_for_an_unknown_queue_and_for_a_wrong_key(wandb_sandbox: WandbSandbox):
     make_queue(wandb_sandbox, "cli-refused")
     launch = ("launch", "--docker-image", "image:1", *_TARGET, "--queue")
@@ -169,6 +171,7 @@ async def test_wandb_launch_fails_for_an_unknown_queue_and_for_a_wrong_key(wandb
     assert specs(wandb_sandbox, "cli-refused") == []
 
 
+@pytest.mark.slow
 async def test_an_image_job_is_created_launched_and_used_by_its_run(
     wandb_client, wandb_sandbox: WandbSandbox
 ):
@@ -220,6 +223,7 @@ async def test_an_image_job_is_created_launched_and_used_by_its_run(
             await queue.read_job("team", "cli", "trainer:v9")
 
 
+@pytest.mark.slow
 async def test_wandbs_own_launch_agent_registers_polls_and_takes_an_item(
     waiting, wandb_sandbox: WandbSandbox
 ):
@@ -243,6 +247,7 @@ async def test_wandbs_own_launch_agent_registers_polls_and_takes_an_item(
     assert (run.job_type, run.state) == (AGENT_JOB_TYPE, "finished")
 
 
+@pytest.mark.slow
 async def test_a_stop_interrupts_a_launched_job_and_shows_as_stopped(waiting):
     """The job's run id, project and config come from the launch's environment."""
     seen = await waiting["stop"]

@@ -85,6 +85,7 @@ async def test_a_running_run_that_falls_silent_has_crashed(wandb_client, wandb_s
     assert await read(wandb_client, "team/train/silent", "run.state") == "crashed"
 
 
+@pytest.mark.slow
 async def test_a_run_created_for_later_is_pending_until_its_job_starts(
     wandb_client, wandb_sandbox: WandbSandbox
 ):

@@ -20,6 +20,7 @@ HOURS = 2.0
 LAG_SECONDS = 60.0
 
 
+@pytest.mark.slow
 def test_an_agent_may_die_at_any_effect_of_a_happy_launch() -> None:
     results = die_everywhere(SCRIPTS["happy"])
 
@@ -43,6 +44,7 @@ def test_a_duplicate_that_comes_to_light_late_is_found_and_no_end_is_taken_for_t
 
 
 @pytest.mark.parametrize("name", SCRIPTS_WITH_GAPS)
+@pytest.mark.slow
 def test_an_agent_may_be_cut_off_from_prefect_or_stand_still_beside_another_one(name: str) -> None:
     assert stand_every_gap(SCRIPTS_WITH_GAPS[name], GAP_STEP_SECONDS)
 
