@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
@@ -42,7 +42,7 @@ def until_there(path: Path) -> tuple[str, str]:
 
 # By the Prefect server that has them: its requests are what most of these tests wait for.
 _gcp_credentials: dict[str | None, GcpCredentials] = {}
-_registered: set[tuple[str | None, type[Block]]] = set()
+_registered: dict[tuple[str | None, type[Block]], dict[str, UUID | None]] = {}
 
 
 async def _saved_gcp_credentials(api_url: str | None) -> GcpCredentials:
@@ -55,12 +55,15 @@ async def _saved_gcp_credentials(api_url: str | None) -> GcpCredentials:
 
 async def _save(block: Block, name: str, *, is_new: bool) -> None:
     """Save a block. With a server, the type of a new one is registered only once."""
-    registered = (PREFECT_API_URL.value(), type(block))
-    if not is_new or registered not in _registered:
+    kind = type(block)
+    ids = _registered.get((PREFECT_API_URL.value(), kind))
+    if not is_new or ids is None:
         await block.asave(name, overwrite=True)
-        _registered.add(registered)
+        # The class itself has those of the server that it was registered with last.
+        ids = {"block_type_id": kind._block_type_id, "block_schema_id": kind._block_schema_id}
+        _registered[PREFECT_API_URL.value(), kind] = ids
         return
-    document = block._to_block_document(name=name, include_secrets=True)
+    document = block._to_block_document(name=name, include_secrets=True, **ids)
     kept = document.model_dump(include={"name", "data", "block_schema_id", "block_type_id"})
     async with get_client() as client:
         saved = await client.create_block_document(BlockDocumentCreate(**kept))
