@@ -31,6 +31,11 @@ NOT_READY = 78  # EX_CONFIG of sysexits.h
 COMMAND_NOT_RUN = 127  # as a shell has it
 PAUSES_SECONDS = (1, 2, 4, 8)
 CALL_SECONDS = 60
+PROGRAM_SECONDS = 3600
+# The others of git run any program (ext) or read from where nobody writes (fd).
+TRANSPORTS = "file:git:http:https:ssh"
+# What comes of an answer, or of a name in it, that is not what it should be.
+ODD = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 GOOGLE = {"Metadata-Flavor": "Google"}
 ARTIFACT = """
 query ArtifactFiles {
@@ -62,13 +67,17 @@ def main(command: list[str]) -> NoReturn:
         if os.environ.get("WANDB_API_KEY_SECRET"):
             os.environ["WANDB_API_KEY"] = read_secret(os.environ["WANDB_API_KEY_SECRET"])
         if os.environ.get("VERTEX_LAUNCH_CODE"):
-            os.chdir(fetch_code(json.loads(os.environ["VERTEX_LAUNCH_CODE"])))
+            os.chdir(fetch_code(read_code(os.environ["VERTEX_LAUNCH_CODE"])))
     except NotReady as reason:
         stop(str(reason), NOT_READY)
+    except Exception as error:  # noqa: BLE001 - the log of a container is no place for a traceback
+        stop(f"the container cannot be made ready: {type(error).__name__}: {error}", NOT_READY)
     try:
         os.execvp(command[0], command)  # noqa: S606 - the container's own command
     except OSError as error:
         stop(f"{command[0]} cannot be run: {error.strerror}", COMMAND_NOT_RUN)
+    except (ValueError, IndexError):
+        stop("there is no command to be run", COMMAND_NOT_RUN)
 
 
 def stop(reason: str, exit_code: int) -> NoReturn:
@@ -91,12 +100,12 @@ def read_secret(name: str) -> str:
         url = f"{secret_manager(name)}/v1/{urllib.parse.quote(name)}:access"
         answer = json.loads(call(url, {"Authorization": f"Bearer {token}"}))
         key = base64.b64decode(answer["payload"]["data"]).decode().strip()
-        reason = "it is empty"
+        reason = "no variable can hold it" if key else "it is empty"
     except NotReady as error:
         reason = str(error)
-    except (ValueError, KeyError, TypeError):
+    except ODD:
         reason = "the answer is not what it should be"
-    if not key:
+    if not key or not is_plain(key):
         raise NotReady(
             f"the W&B API key cannot be read from the secret {name}: {reason}. {account} needs the permission"
             " secretmanager.versions.access on it (role Secret Manager Secret Accessor)"
@@ -113,16 +122,45 @@ def secret_manager(name: str) -> str:
     )
 
 
-def fetch_code(code: dict[str, Any]) -> Path:
-    """Get a job's code and return the directory in it where the command is to run."""
-    home = own_directory()
-    there = home / "code" / code.get("working_dir", "")
+def read_code(text: str) -> dict[str, str]:
+    """Return where a job's code is; what is not said is empty."""
     try:
+        code = json.loads(text)
+        known = {
+            name: code.get(name) or "" for name in ("job", "artifact", "remote", "commit", "working_dir")
+        }
+        known["patch"] = "yes" if code.get("patch") else ""
+    except ODD:
+        raise NotReady("VERTEX_LAUNCH_CODE is not what it should be: no JSON object") from None
+    for name, value in known.items():
+        if not is_plain(value):
+            raise NotReady(f"VERTEX_LAUNCH_CODE is not what it should be: {name} is no text for it")
+    if known["commit"].startswith("-") or not is_inside(known["working_dir"]):
+        raise NotReady("VERTEX_LAUNCH_CODE is not what it should be: no such commit or directory can be")
+    return known
+
+
+def is_plain(text: object) -> bool:
+    """Return whether this is a text that names, variables and arguments can hold."""
+    return isinstance(text, str) and not re.search("[\\0\ud800-\udfff]", text)
+
+
+def is_inside(name: str) -> bool:
+    """Return whether a path stays below where it begins."""
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def fetch_code(code: dict[str, str]) -> Path:
+    """Get a job's code and return the directory in it where the command is to run."""
+    try:
+        home = own_directory()
+        there = home / "code" / code["working_dir"]
         gather(code, home / "code", home / "job")
+        is_there = there.is_dir()
     except (NotReady, OSError) as error:
         raise NotReady(f"the code of the W&B job cannot be had: {error}") from None
-    if not there.is_dir():
-        raise NotReady(f"the code of the W&B job has no directory {code.get('working_dir', '')}")
+    if not is_there:
+        raise NotReady(f"the code of the W&B job has no directory {code['working_dir']}")
     if os.environ.get("VERTEX_LAUNCH_INSTALL_REQUIREMENTS"):
         try:
             install(there, code["job"], home / "job")
@@ -131,13 +169,13 @@ def fetch_code(code: dict[str, Any]) -> Path:
     return there
 
 
-def gather(code: dict[str, Any], root: Path, job: Path) -> None:
+def gather(code: dict[str, str], root: Path, job: Path) -> None:
     """Put the code below `root`, with a patch to it that the job's artifact holds."""
-    if code.get("artifact"):
+    if code["artifact"]:
         download(code["artifact"], root)
     else:
         clone(code["remote"], code["commit"], root)
-    if code.get("patch"):
+    if code["patch"]:
         download(code["job"], job)
         run("git", "apply", "--whitespace=nowarn", str(job / "diff.patch"), cwd=root)
 
@@ -175,10 +213,17 @@ def install(there: Path, job_id: str, job: Path) -> None:
 
 
 def run(*words: str, cwd: Path | None = None) -> None:
-    """Run a program whose own words go to the log; git asks nobody for a password."""
-    environment = dict(os.environ, GIT_TERMINAL_PROMPT="0")
+    """Run a program whose own words go to the log; it asks nobody anything, and does not run for ever."""
+    # An image may allow other transports, for a remote helper of its own.
+    environment = {"GIT_ALLOW_PROTOCOL": TRANSPORTS, **os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    environment.setdefault("GIT_SSH_COMMAND", f"ssh -o BatchMode=yes -o ConnectTimeout={CALL_SECONDS}")
     try:
-        done = subprocess.run(words, cwd=cwd, env=environment, stdout=sys.stderr, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            words, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr,
+            timeout=PROGRAM_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise NotReady(f"{words[0]} {words[1]} has not ended after {PROGRAM_SECONDS} seconds") from None
     except OSError as error:
         raise NotReady(f"{words[0]} cannot be run in this image: {error.strerror}") from None
     if done.returncode:
@@ -189,7 +234,7 @@ def download(artifact_id: str, root: Path) -> None:
     """Download every file of an artifact; one that is missing is an error."""
     try:
         urls = addresses(artifact_id)
-    except (ValueError, LookupError, TypeError):
+    except ODD:
         raise NotReady("an answer of W&B is not what it should be") from None
 
     def save(name: str) -> None:
@@ -211,11 +256,15 @@ def addresses(artifact_id: str) -> dict[str, str]:
             raise NotReady(f"the artifact {artifact_id} has been deleted, or cannot be seen with this key")
         urls.update({edge["node"]["name"]: edge["node"]["directUrl"] for edge in artifact["files"]["edges"]})
         page, manifest_url = artifact["files"]["pageInfo"], artifact["currentManifest"]["file"]["directUrl"]
-        cursor, has_more = json.dumps(page["endCursor"]), page["hasNextPage"]
+        before, cursor, has_more = cursor, json.dumps(page["endCursor"]), page["hasNextPage"]
+        if has_more and cursor == before:
+            raise ValueError("a page comes after itself")
     entries: dict[str, Any] = json.loads(read(manifest_url))["contents"]
     for name, entry in entries.items():
-        if name.startswith("/") or ".." in name.split("/"):
+        if not is_inside(name):
             raise NotReady(f"{name} is not inside of the artifact {artifact_id}")
+        if not is_plain(name) or not Path(name).name:
+            raise NotReady(f"{name!r} of the artifact {artifact_id} cannot be the name of a file")
         if "ref" in entry or name not in urls:
             raise NotReady(f"{name} is not in the artifact {artifact_id} itself")
     return {name: urls[name] for name in entries}
@@ -225,7 +274,7 @@ def ask_wandb(query: str) -> dict[str, Any]:
     """Return the data of a GraphQL answer."""
     body = json.dumps({"query": query}).encode()
     headers = {"Content-Type": "application/json", **wandb_key()}
-    answer = json.loads(call(os.environ["WANDB_BASE_URL"].rstrip("/") + "/graphql", headers, body))
+    answer = json.loads(call(base_url() + "graphql", headers, body))
     if answer.get("errors"):
         raise NotReady(f"W&B says: {answer['errors'][0]['message']}")
     return answer["data"]
@@ -233,16 +282,28 @@ def ask_wandb(query: str) -> dict[str, Any]:
 
 def read(url: str) -> bytes:
     """Return a file's content; only W&B's own server gets the key."""
-    base = os.environ["WANDB_BASE_URL"].rstrip("/") + "/"
-    target = urllib.parse.urljoin(base, url)
-    is_own = urllib.parse.urlsplit(target)[:2] == urllib.parse.urlsplit(base)[:2]
+    base = base_url()
+    try:
+        if not url or not is_plain(url):
+            raise ValueError("it would stand for W&B itself")
+        target = urllib.parse.urljoin(base, url)
+        is_own = urllib.parse.urlsplit(target)[:2] == urllib.parse.urlsplit(base)[:2]
+    except ODD:
+        raise NotReady("an address that W&B gives is none") from None
     return call(target, wandb_key() if is_own else {})
+
+
+def base_url() -> str:
+    """Return where W&B is, with a slash at the end."""
+    if not os.environ.get("WANDB_BASE_URL"):
+        raise NotReady("WANDB_BASE_URL is not set, so W&B cannot be asked")
+    return os.environ["WANDB_BASE_URL"].rstrip("/") + "/"
 
 
 def wandb_key() -> dict[str, str]:
     """Return the header that W&B knows the key by."""
     login = "api:" + os.environ.get("WANDB_API_KEY", "")
-    return {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+    return {"Authorization": "Basic " + base64.b64encode(os.fsencode(login)).decode()}
 
 
 def call(
@@ -251,8 +312,10 @@ def call(
     """Return the answer's body, after a few more tries if the trouble may pass."""
     handlers: list[Any] = [urllib.request.ProxyHandler(proxies)] + ([StayHome()] if headers else [])
     opener = urllib.request.build_opener(*handlers)
-    request = urllib.request.Request(url, body, headers)  # noqa: S310 - what W&B and Google say
-    trouble = ""
+    # Others name a file here, or never end.
+    if not url.lower().startswith(("http://", "https://")):
+        raise NotReady("an address is neither http:// nor https://")
+    request, trouble = urllib.request.Request(url, body, headers), ""  # noqa: S310 - looked at above
     for pause_seconds in (*PAUSES_SECONDS, 0):
         try:
             with opener.open(request, timeout=CALL_SECONDS) as response:
@@ -262,6 +325,8 @@ def call(
             may_pass = error.code == 429 or error.code >= 500
         except (OSError, http.client.HTTPException) as error:
             trouble, may_pass = str(getattr(error, "reason", error)), True
+        except ValueError:  # no name of a host, a letter that no address has
+            raise NotReady("an address is none that can be asked") from None
         if not may_pass:
             break
         time.sleep(pause_seconds)
@@ -273,7 +338,7 @@ def said(error: urllib.error.HTTPError) -> str:
     try:
         answer = json.loads(error.read())
         return str(answer["error"]["message"] if "error" in answer else answer["errors"][0]["message"])[:500]
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+    except (OSError, http.client.HTTPException, *ODD):
         return str(error.reason)
 
 

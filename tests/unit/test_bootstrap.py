@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pytest
 from prefect_vertex_launch.core.errors import InvalidRunSpec
 from prefect_vertex_launch.jobspec.bootstrap import start_program
 from prefect_vertex_launch.jobspec.job_source import JobCode, JobSource, LaunchImage, image_of_job, read_code
+from tests.eventually import HANG_SECONDS
 from tests.unit.rendered_launch import KEY, POOL, env_of, launch, pool, refused, task_of
 
 SECRET = "projects/my-project/secrets/wandb-api-key/versions/3"
@@ -209,12 +214,19 @@ def test_a_place_that_cannot_be_used_is_none(given: dict[str, Any]) -> None:
 # --- the program itself, where it needs no server
 
 
-def start(tmp_path: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def repr_start(value: object) -> str:
+    return repr(value)[:60]
+
+
+def start(
+    tmp_path: Path, *command: str, text: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     own = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_GLOBAL": "/dev/null", **environment}
     return subprocess.run(
-        [sys.executable, "-I", "-c", start_program(), *command],
+        [sys.executable, "-I", "-c", text or start_program(), *command],
         cwd=tmp_path,
         env=own,
+        timeout=HANG_SECONDS,
         capture_output=True,
         text=True,
         check=False,
@@ -265,6 +277,10 @@ def test_the_command_runs_in_its_directory_of_the_commit(tmp_path, repository) -
         ({"commit": "0" * 40}, "git checkout ended with status"),
         ({"remote": "/nowhere/at/all"}, "git clone ended with status"),
         ({"working_dir": "none"}, "has no directory none"),
+        ({"working_dir": "x" * 300}, "File name too long"),
+        # Without a bound on its transports git would wait for what nobody writes, or run a program.
+        ({"remote": "fd::0"}, "git clone ended with status"),
+        ({"remote": "ext::sh -c 'echo it ran'"}, "git clone ended with status"),
     ],
 )
 def test_the_command_never_runs_without_its_code(tmp_path, repository, changes, reason) -> None:
@@ -273,6 +289,150 @@ def test_the_command_never_runs_without_its_code(tmp_path, repository, changes, 
     *_, last = done.stderr.splitlines()
     assert last.startswith("vertex-launch: the code of the W&B job")
     assert reason in last
+    assert "transport 'file'" not in done.stderr
+
+
+ODD_TEXTS = [1, ["a"], {"a": 1}, "a\0b", "\ud800"]
+ODD_CODE = [
+    *(
+        {name: value}
+        for name in ("job", "artifact", "remote", "commit", "working_dir")
+        for value in ODD_TEXTS
+    ),
+    *({"remote": "/", **odd} for odd in ({"commit": "-"}, {"working_dir": ".."}, {"working_dir": "/"}, {})),
+    *([], "x", 1, {}),
+]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, *map(json.dumps, ODD_CODE)], ids=repr_start)
+def test_whatever_the_code_is_said_to_be_there_is_one_sentence(tmp_path, text: str) -> None:
+    if not text:
+        text = " "
+    done = start(tmp_path, "echo", "it ran", VERTEX_LAUNCH_CODE=text)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("vertex-launch: ")]
+
+
+def test_a_git_server_that_says_nothing_is_not_waited_for(tmp_path) -> None:
+    code = code_at(("git://127.0.0.1:{port}/r", "HEAD"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code = code.replace("{port}", str(silent.getsockname()[1]))
+        text = start_program().replace("PROGRAM_SECONDS = 3600", "PROGRAM_SECONDS = 1")
+        done = start(tmp_path, "echo", "it ran", text=text, VERTEX_LAUNCH_CODE=code)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "git clone has not ended after 1 seconds" in done.stderr
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """W&B, of which the test writes every answer; an artifact's files are at `/file`."""
+
+    graphql: bytes = b""
+    manifest: bytes = b""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._say(self.graphql)
+
+    def do_GET(self) -> None:
+        self._say(self.manifest if self.path == "/manifest" else b"print('it ran')")
+
+    def _say(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def wandb_server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def artifact_of(*names: object, url: object = "/file", **changes: Any) -> dict[str, Any]:
+    """W&B's answer about an artifact with these files."""
+    return {
+        "state": "COMMITTED",
+        "currentManifest": {"file": {"directUrl": "/manifest"}},
+        "files": {
+            "pageInfo": {"hasNextPage": False, "endCursor": None},
+            "edges": [{"node": {"name": name, "directUrl": url}} for name in names],
+        },
+        **changes,
+    }
+
+
+def data(artifact: object) -> object:
+    return {"data": {"artifact": artifact}}
+
+
+def manifest(*names: str) -> dict[str, Any]:
+    return {"contents": {name: {"digest": "x"} for name in names}}
+
+
+ENDLESS = {"pageInfo": {"hasNextPage": True, "endCursor": "same"}, "edges": []}
+GOOD = data(artifact_of("a.py"))
+ODD_ANSWERS: list[tuple[object, object]] = [
+    *((GOOD, {"contents": contents}) for contents in ([], ["a.py"], "a.py", 1, None)),
+    *((GOOD, {"contents": {"a.py": entry}}) for entry in (None, 1)),
+    *((GOOD, odd) for odd in ([], "x", 1, None, {})),
+    *(
+        (data(artifact_of(name)), manifest(name))
+        for name in ("a\0b", "\ud800", "x" * 300, "", ".", "/a", "a/../../b")
+    ),
+    (data(artifact_of("a", "a/b")), manifest("a", "a/b")),
+    (data(artifact_of(["a.py"])), manifest("a.py")),
+    *(
+        (data(artifact_of("a.py", url=url)), manifest("a.py"))
+        for url in (None, 1, "", {}, "http://[", "http://127.0.0.1:x/", "http://ü ü/", "file:///etc/hostname",
+                    "data:,x", "http://" + "x" * 70, "\0")
+    ),
+    *(
+        (data(artifact_of("a.py", **{name: value})), manifest("a.py"))
+        for name in ("currentManifest", "files")
+        for value in (None, [], "x")
+    ),
+    (data(artifact_of("a.py", files=ENDLESS)), manifest("a.py")),
+    *((odd, manifest("a.py")) for odd in ([], "x", None, {}, {"data": []}, data("x"), data([]))),
+    *(({"errors": errors}, {}) for errors in (1, [], [1], [{}], {"a": 1}, [{"message": {"a": 1}}])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "files"), ODD_ANSWERS, ids=repr_start)
+def test_whatever_wandb_says_of_the_code_there_is_one_sentence(
+    tmp_path, wandb_server: str, answer: object, files: object
+) -> None:
+    Answers.graphql, Answers.manifest = json.dumps(answer).encode(), json.dumps(files).encode()
+    _ends_with_one_sentence(tmp_path, wandb_server)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000], ids=repr_start)
+def test_an_answer_that_is_no_json_ends_with_one_sentence(tmp_path, wandb_server: str, text: bytes) -> None:
+    for Answers.graphql, Answers.manifest in ((text, b"{}"), (json.dumps(GOOD).encode(), text)):
+        _ends_with_one_sentence(tmp_path, wandb_server)
+
+
+def _ends_with_one_sentence(home: Path, wandb_server: str) -> None:
+    code = json.dumps({"job": "j", "artifact": "a"})
+    text = start_program().replace("PAUSES_SECONDS = (1, 2, 4, 8)", "PAUSES_SECONDS = ()")
+    done = start(
+        home, "echo", "it ran", text=text, VERTEX_LAUNCH_CODE=code, WANDB_BASE_URL=wandb_server, no_proxy="*"
+    )
+    assert (done.returncode, done.stdout) == (78, ""), done.stderr
+    assert done.stderr.startswith("vertex-launch: the code of the W&B job cannot be had: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_an_address_of_wandb_it_says_so(tmp_path) -> None:
+    done = start(tmp_path, "true", VERTEX_LAUNCH_CODE=json.dumps({"artifact": "a"}))
+    assert (done.returncode, done.stderr.splitlines()[-1][:15]) == (78, "vertex-launch: ")
+    assert "WANDB_BASE_URL is not set" in done.stderr
 
 
 def test_a_remotes_password_is_not_logged(tmp_path, repository) -> None:
