@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import replace
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, model_validator
@@ -19,6 +19,9 @@ from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, par
 from prefect_vertex_launch.jobspec.locks import Locks
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.queue import WandbQueue
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
 
 RESOURCE: Literal["gcp-vertex"] = "gcp-vertex"
 WITH_PRIORITIES: Literal["V0"] = "V0"
@@ -153,17 +156,27 @@ class VertexLaunchQueue(QueueFields, Block):
         Nothing is sent before its first call.
         """
         location = location or self.location
-        plain = self.endpoint is not None and self.endpoint.startswith("grpc://")
         return VertexJobs(
             project=project or self.project,
             location=location,
-            credentials=None if plain else self.gcp_credentials.get_credentials_from_service_account(),
+            credentials=self._google_credentials(),
             endpoint=self.endpoint and self.endpoint.replace("{location}", location),
             timeout_seconds=self.call_timeout_seconds,
             create_timeout_seconds=self.create_timeout_seconds,
             calls_per_minute=self.calls_per_minute,
             submissions_per_minute=self.submissions_per_minute,
         )
+
+    def _google_credentials(self) -> Credentials | None:
+        """Return what the calls are signed with.
+
+        Without TLS only a key that somebody names counts: Google's servers are not asked for credentials.
+        """
+        given = self.gcp_credentials
+        named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        key = given.service_account_info or given.service_account_file or named
+        is_plain = self.endpoint is not None and self.endpoint.startswith("grpc://")
+        return None if is_plain and not key else given.get_credentials_from_service_account()
 
     async def aupsert_queue(self, *, prioritize: bool | None = None) -> None:
         """Create the queue at W&B, or set its configuration to this block's `spec` and `run`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import grpc.aio
@@ -14,6 +15,7 @@ from google.auth.exceptions import GoogleAuthError
 from prefect_vertex_launch.core.errors import AuthenticationFailed, Problem
 from prefect_vertex_launch.vertex.client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
 from prefect_vertex_launch.vertex.errors import FIX_CREDENTIALS
+from prefect_vertex_launch.vertex.signed_calls import SignedCalls
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -23,6 +25,8 @@ _OPTIONS = [
     # Event loops and credentials have channels of their own, down to the connection.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+
+_HERE = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(eq=False, slots=True)
@@ -40,8 +44,8 @@ _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], _Sha
 class Channel:
     """One user's part in a channel.
 
-    `endpoint` is `https://host` or `grpc://host:port`, the latter without TLS and credentials. Nothing
-    is opened before the first call of `client`.
+    `endpoint` is `https://host` or `grpc://host:port`, the latter without TLS and with no credentials but
+    those of this machine's own sandbox. Nothing is opened before the first call of `client`.
     """
 
     def __init__(self, endpoint: str, credentials: Credentials | None) -> None:
@@ -81,7 +85,8 @@ class Channel:
 def _open_client(endpoint: str, credentials: Credentials | None) -> JobServiceAsyncClient:
     scheme, _, host = endpoint.partition("://")
     if scheme == "grpc":
-        channel = grpc.aio.insecure_channel(host, options=_OPTIONS)
+        signing = [SignedCalls(credentials)] if credentials and _stays_here(host, credentials) else []
+        channel = grpc.aio.insecure_channel(host, options=_OPTIONS, interceptors=signing)
     else:
         transport = cast("Any", JobServiceGrpcAsyncIOTransport)
         try:
@@ -93,3 +98,11 @@ def _open_client(endpoint: str, credentials: Credentials | None) -> JobServiceAs
                 Problem("Google credentials", f"they cannot be used: {error}", fix=FIX_CREDENTIALS)
             ) from error
     return JobServiceAsyncClient(transport=JobServiceGrpcAsyncIOTransport(channel=channel))
+
+
+def _stays_here(host: str, credentials: Credentials) -> bool:
+    """Tell whether a token comes from this machine and is sent to it: no other may go in the clear."""
+    token_uri = getattr(credentials, "_token_uri", None)  # google-auth has no public name for it
+    return (
+        isinstance(token_uri, str) and {urlsplit(token_uri).hostname, urlsplit(f"//{host}").hostname} <= _HERE
+    )

@@ -36,14 +36,14 @@ _CERTAINLY_NO_JOB: Final = (
     google.TooManyRequests,
 )
 # gRPC's own words for a call that was not sent, because no token could be had for it.
-_NOT_SENT: Final = "Getting metadata from plugin failed"
+NOT_SENT: Final = "Getting metadata from plugin failed"
 _BAD_CREDENTIALS: Final = re.compile(r"invalid_|unauthorized_client|deleted|disabled", re.IGNORECASE)
 
 
 def translated(error: google.GoogleAPICallError, where: str) -> Permanent | Transient:
     """Return what an error means; `where` says which job or jobs the call was about."""
     message = message_of(error)
-    if isinstance(error, google.Unauthorized) or (_NOT_SENT in message and _BAD_CREDENTIALS.search(message)):
+    if isinstance(error, google.Unauthorized) or (NOT_SENT in message and _BAD_CREDENTIALS.search(message)):
         return AuthenticationFailed(
             Problem(where, f"Google does not accept the credentials: {message}", fix=FIX_CREDENTIALS)
         )
@@ -73,7 +73,7 @@ def translated(error: google.GoogleAPICallError, where: str) -> Permanent | Tran
 
 def may_hide_a_job(error: google.GoogleAPICallError) -> bool:
     """Tell whether a create that failed like this may have created its job."""
-    return not isinstance(error, _CERTAINLY_NO_JOB) and _NOT_SENT not in message_of(error)
+    return not isinstance(error, _CERTAINLY_NO_JOB) and NOT_SENT not in message_of(error)
 
 
 def refusal_behind(error: BaseException) -> google.GoogleAPICallError | None:
