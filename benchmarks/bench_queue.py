@@ -154,7 +154,6 @@ def _block(servers: Servers, name: str, max_jobs: int) -> Any:
     from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
     from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
     from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
-    from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 
     address = servers.address
     return VertexLaunchQueue(
@@ -164,7 +163,7 @@ def _block(servers: Servers, name: str, max_jobs: int) -> Any:
         staging_bucket="gs://bench-staging",
         wandb_credentials=WandbCredentials(api_key=SecretStr(address.api_key), base_url=address.wandb_url),
         gcp_credentials=GcpCredentials.model_validate(
-            {"service_account_info": service_account_info(PROJECT), "project": PROJECT}
+            {"service_account_info": address.service_account_info(), "project": PROJECT}
         ),
         max_jobs=max_jobs,
         # Google's quotas would be all that is measured.

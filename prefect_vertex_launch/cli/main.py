@@ -7,7 +7,7 @@ happen inside of the commands that need them, so that `--help` answers at once.
 from __future__ import annotations
 
 import asyncio
-import re
+import os
 import shlex
 import sys
 from collections.abc import Coroutine
@@ -29,10 +29,7 @@ from prefect_vertex_launch.cli.errors import (
     CommandError,
     as_command_error,
 )
-
-# The rule of wandb.sdk.lib.wbauth.validation, which costs a second to import: 40 characters, after a
-# prefix and a dash if there is a dash; or a JWT.
-API_KEY = re.compile(r"\w{40,}|[^-]*-[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")
+from prefect_vertex_launch.cli.sandbox_key import given_api_key
 
 app = typer.Typer(
     help="Run W&B Launch queues on Vertex AI with Prefect.",
@@ -61,10 +58,11 @@ def sandbox_up(
     wandb_port: sandbox_options.WandbPort = 0,
     vertex_rest_port: sandbox_options.VertexRestPort = 0,
     vertex_grpc_port: sandbox_options.VertexGrpcPort = 0,
+    google_port: sandbox_options.GooglePort = 0,
     faults_port: sandbox_options.FaultsPort = 0,
     state: sandbox_options.State = None,
     entity: sandbox_options.Entity = "sandbox",
-    api_key: sandbox_options.ApiKey = None,
+    api_key_file: sandbox_options.ApiKeyFile = None,
     image: sandbox_options.Image = None,
     lease_seconds: sandbox_options.LeaseSeconds = 60.0,
     queued_seconds: sandbox_options.QueuedSeconds = 0.2,
@@ -73,18 +71,21 @@ def sandbox_up(
 ) -> None:
     """Start both servers; prints one JSON line with their URLs when they are ready."""
     images = dict(_image(mapping) for mapping in image or [])
-    _check_api_key(api_key)
-    from prefect_vertex_launch.sandbox.server import DEFAULT_API_KEY, Sandbox, serve
+    api_key = _given_api_key(api_key_file)
+    # What it and the programs of its jobs write holds keys.
+    os.umask(0o077)
+    from prefect_vertex_launch.sandbox.server import Sandbox, serve
 
     make_sandbox = partial(
         Sandbox,
         wandb_port=wandb_port,
         vertex_rest_port=vertex_rest_port,
         vertex_grpc_port=vertex_grpc_port,
+        google_port=google_port,
         faults_port=faults_port,
         state=state,
         entity=entity,
-        api_key=api_key or DEFAULT_API_KEY,
+        api_key=api_key,
         images=images,
         lease_seconds=lease_seconds,
         queued_seconds=queued_seconds,
@@ -266,16 +267,11 @@ def _image(mapping: str) -> tuple[str, list[str]]:
     return name, shlex.split(command)
 
 
-def _check_api_key(api_key: str | None) -> None:
-    if api_key is not None and not API_KEY.fullmatch(api_key):
-        _fail(
-            CommandError(
-                f"wandb's clients refuse the --api-key of {len(api_key)} characters",
-                "give 40 or more letters, digits and underscores, or leave it out: "
-                "the sandbox has a key of its own",
-                code=USAGE,
-            )
-        )
+def _given_api_key(file: Path | None) -> str:
+    try:
+        return given_api_key(file)
+    except CommandError as error:
+        _fail(error)
 
 
 async def _started(serving: Coroutine[Any, Any, None]) -> None:

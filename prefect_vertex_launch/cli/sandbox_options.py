@@ -14,12 +14,20 @@ VertexRestPort = Annotated[
 VertexGrpcPort = Annotated[
     int, typer.Option(min=0, max=65535, help="Port of Vertex AI over gRPC; 0 picks one.")
 ]
+GooglePort = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port of Google's access tokens and secrets; 0 picks one.")
+]
 FaultsPort = Annotated[
     int, typer.Option(min=0, max=65535, help="Port where faults are switched; 0 picks one.")
 ]
 State = Annotated[Path | None, typer.Option(help="File that keeps the state over a restart.")]
 Entity = Annotated[str, typer.Option(help="The W&B entity there is.")]
-ApiKey = Annotated[str | None, typer.Option(help="The API key that W&B's backend accepts.")]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the API key that W&B's backend accepts; else in SANDBOX_API_KEY, else one is made."
+    ),
+]
 Image = Annotated[
     list[str] | None, typer.Option(help="NAME=COMMAND: the local program of a container image.")
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefect_vertex_launch.sandbox.private_files import PRIVATE_FILE, make_private, require_own_directory
 from prefect_vertex_launch.sandbox.start_refusal import StartRefusal
 
 
@@ -17,6 +20,7 @@ class Records:
     With `path` the records outlive the process, as `outlive_the_process` says, and the file is this
     object's alone until `close`; without it they live in memory. Insertion order is kept: `all` answers
     oldest first, and an overwritten record keeps its place. Not thread-safe: one event loop uses it.
+    Keys are among the records, so the file is its owner's to read.
 
     Raises StartRefusal if the file cannot be had.
     """
@@ -26,10 +30,17 @@ class Records:
         if path is None:
             self._connection = _open(":memory:")
             return
+        path = Path(path)
+        require_own_directory(path)
+        make_private(path)
         try:
             self._connection = _open(str(path))
         except sqlite3.Error as error:
-            raise _refusal(Path(path), error) from error
+            raise _refusal(path, error) from error
+        # An older one may be open to all. SQLite's other files are as open as this one when they are made.
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).chmod(PRIVATE_FILE)
 
     def put(self, kind: str, key: str, value: dict[str, Any]) -> None:
         """Write one record, replacing the one of the same kind and key."""
@@ -63,6 +74,14 @@ class Records:
         current["value"] += 1
         self.put("counter", name, current)
         return current["value"]
+
+    def secret(self, name: str, make: Callable[[], str]) -> str:
+        """Return a text that stays the same across restarts, made when it is first asked for."""
+        kept = self.get("secret", name)
+        if kept is None:
+            kept = {"text": make()}
+            self.put("secret", name, kept)
+        return kept["text"]
 
     def close(self) -> None:
         """Close the file."""

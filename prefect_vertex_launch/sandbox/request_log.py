@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from prefect_vertex_launch.sandbox.json_text import read_json
+from prefect_vertex_launch.sandbox.private_files import PRIVATE_FILE, require_own_directory
 from prefect_vertex_launch.sandbox.start_refusal import StartRefusal
 from prefect_vertex_launch.sandbox.wrapped_calls import Answer, WrappedCalls
 
@@ -40,8 +42,11 @@ class RequestLog:
     """
 
     def __init__(self, path: Path) -> None:
+        require_own_directory(path)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE_FILE)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):  # not a terminal, say
+                os.fchmod(descriptor, PRIVATE_FILE)
         except OSError as error:
             raise StartRefusal(
                 f"the request log {path} cannot be written: {error.strerror}",

@@ -45,6 +45,8 @@ class WebServer:
             log_config=None,
             access_log=False,
             lifespan="off",
+            # A web page may open a WebSocket to any port; nothing here answers one.
+            ws="none",
             timeout_graceful_shutdown=int(STOP_SECONDS),
         )
         server = self._server = _QuietServer(config)

@@ -20,6 +20,7 @@ from prefect_vertex_launch.jobspec.run_spec import parse_run_spec
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.vertex.client import JobServiceAsyncClient, JobServiceGrpcAsyncIOTransport
 from prefect_vertex_launch.vertex.jobs import VertexJobs
+from tests.sandbox_access import jobs_in, token_header
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -58,19 +59,16 @@ def pool(image: str = "${image_uri}", replicas: int = 1, **fields: Any) -> dict[
 class Server:
     jobs: VertexJobs
     client: JobServiceAsyncClient
+    token: tuple[tuple[str, str], ...]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[Server]:
     async with Sandbox(is_manual=True) as sandbox:
-        jobs = VertexJobs(
-            project="p",
-            location="us-central1",
-            endpoint=sandbox.vertex_grpc_url,
-            submissions_per_minute=10_000,
-        )
+        jobs = jobs_in(sandbox, submissions_per_minute=10_000)
         channel = grpc.aio.insecure_channel(sandbox.vertex_grpc_url.removeprefix("grpc://"))
-        yield Server(jobs, JobServiceAsyncClient(transport=JobServiceGrpcAsyncIOTransport(channel=channel)))
+        client = JobServiceAsyncClient(transport=JobServiceGrpcAsyncIOTransport(channel=channel))
+        yield Server(jobs, client, token_header(sandbox))
         await channel.close()
         await jobs.aclose()
 
@@ -91,7 +89,7 @@ async def as_created(server: Server, plan: int = 0, **sections: Any) -> dict[str
         base_url="https://api.wandb.ai", api_key=SecretStr("k" * 40), project="p", location="us-central1",
     )  # fmt: skip
     created = await server.jobs.create(render(run_spec, config, context).job)
-    job = await server.client.get_custom_job(name=created.name)
+    job = await server.client.get_custom_job(name=created.name, metadata=server.token)
     return json_format.MessageToDict(CustomJob.pb(job), preserving_proto_field_name=True)
 
 

@@ -2,9 +2,9 @@
 
 `python -m tests.chaos.agent_process` reads a line of JSON for each agent, with `arguments` (of the command
 `vertex-launch`), `log`, `settings` (constants by `module.NAME`), `point` (where it is to kill itself) and
-`faults_url` (of the sandbox), and answers with {"started": pid}; {"ended": pid, "code": n} follows, negative
-for a signal. The imports are two seconds of CPU that every agent would need; a fork has nothing but them, no
-connection, no thread and no event loop. When its input ends it kills what it started.
+`faults` (of the sandbox: where, and the key), and answers with {"started": pid}; {"ended": pid, "code": n}
+follows, negative for a signal. The imports are two seconds of CPU that every agent would need; a fork has
+nothing but them, no connection, no thread and no event loop. When its input ends it kills what it started.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _be_an_agent(request: dict[str, Any]) -> NoReturn:
     slot_trace.trace()
     if request["point"]:
         when, effect, nth = request["point"]
-        kill_points.arm(when, effect, nth, request["faults_url"])
+        kill_points.arm(when, effect, nth, request["faults"])
     sys.argv = ["vertex-launch", *request["arguments"]]
     code = 1
     try:

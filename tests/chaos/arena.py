@@ -252,7 +252,7 @@ async def arena(
     async with contextlib.AsyncExitStack() as stack:
         sandbox = await stack.enter_async_context(SandboxProcess(directory, lease_seconds=lease_seconds))
         queue, limit_name = await _make_queue(sandbox, max_jobs, block, is_shared=is_shared)
-        born = nursery(directory, environment, settings, sandbox.faults_url)
+        born = nursery(directory, environment, settings, (sandbox.faults_url, sandbox.api_key))
         agents = await stack.enter_async_context(born)
         random = Random(seed)
         workload = Workload(sandbox, queue, random, job_seconds)

@@ -15,7 +15,7 @@ import os
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ import httpx
 from prefect_vertex_launch.core.errors import OutcomeUnknown
 from tests.chaos import slot_trace
 
+# Where the sandbox's faults are switched, and the API key that this takes.
+Faults = Sequence[str]
 FAULT_SECONDS = 5.0
 ASKING_SECONDS = 0.005
 
@@ -74,12 +76,12 @@ POINTS = [
 ]
 
 
-def arm(when: str, name: str, nth: int, faults_url: str) -> None:
+def arm(when: str, name: str, nth: int, faults: Faults) -> None:
     """Let this process end by SIGKILL at the `nth` time that an effect is about to happen."""
     effect = EFFECTS[name]
     owner = getattr(importlib.import_module(effect.module), effect.owner)
     original: Callable[..., Any] = getattr(owner, effect.method)
-    cut_off = _cut_off(original, WIRES[name], faults_url) if when == UNANSWERED else original
+    cut_off = _cut_off(original, WIRES[name], faults) if when == UNANSWERED else original
     entered = left = 0
 
     @functools.wraps(original)
@@ -98,12 +100,12 @@ def arm(when: str, name: str, nth: int, faults_url: str) -> None:
     setattr(owner, effect.method, deadly)
 
 
-def _cut_off(original: Callable[..., Any], wire: Wire, faults_url: str) -> Callable[..., Any]:
+def _cut_off(original: Callable[..., Any], wire: Wire, faults: Faults) -> Callable[..., Any]:
     """Return a method that has the connection cut after its effect, and the process end with it."""
 
     async def call(*arguments: Any, **options: Any) -> Any:
         about = wire.about(*arguments)
-        if not _is_to_be_cut(wire, about, faults_url):
+        if not _is_to_be_cut(wire, about, faults):
             return await original(*arguments, **options)
         if wire.server == "wandb":
             _die_of_a_cut(wire.operation, about)
@@ -115,10 +117,12 @@ def _cut_off(original: Callable[..., Any], wire: Wire, faults_url: str) -> Calla
     return call
 
 
-def _is_to_be_cut(wire: Wire, about: str, faults_url: str) -> bool:
+def _is_to_be_cut(wire: Wire, about: str, faults: Faults) -> bool:
     """Tell the sandbox to cut this call; it cannot be told while it is away."""
     fault = {"server": wire.server, "what": "cut_after", "operation": wire.operation, "about": about}
-    request = urllib.request.Request(f"{faults_url}/faults", json.dumps(fault).encode())
+    url, api_key = faults
+    headers = {"Authorization": f"Bearer {api_key}"}
+    request = urllib.request.Request(f"{url}/faults", json.dumps(fault).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=FAULT_SECONDS):
             return True

@@ -55,16 +55,20 @@ class AgentProcess:
 class Nursery:
     """Starts agents by `tests.chaos.agent_process`; `settings` are constants that they find changed.
 
-    `faults_url` is where they switch on the sandbox's faults of which they are to die.
+    `faults` is where they switch on the sandbox's faults of which they are to die, and the key for it.
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, logs: Path, settings: Mapping[str, Any], faults_url: str
+        self,
+        process: asyncio.subprocess.Process,
+        logs: Path,
+        settings: Mapping[str, Any],
+        faults: Sequence[str],
     ) -> None:
         self._process = process
         self._logs = logs
         self._settings = settings
-        self._faults_url = faults_url
+        self._faults = faults
         self._starting: asyncio.Queue[int] = asyncio.Queue()
         self._ended: dict[int, asyncio.Future[int]] = {}
         self.agents: list[AgentProcess] = []
@@ -80,7 +84,7 @@ class Nursery:
             "log": str(log),
             "settings": self._settings,
             "point": point,
-            "faults_url": self._faults_url,
+            "faults": [*self._faults],
         }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -108,7 +112,7 @@ class Nursery:
 
 @contextlib.asynccontextmanager
 async def nursery(
-    logs: Path, environment: Mapping[str, str], settings: Mapping[str, Any], faults_url: str
+    logs: Path, environment: Mapping[str, str], settings: Mapping[str, Any], faults: Sequence[str]
 ) -> AsyncIterator[Nursery]:
     """Agents that end with the body, however it ends; each has a log in `logs`."""
     with (logs / "nursery.log").open("wb") as log:
@@ -129,7 +133,7 @@ async def nursery(
         async with asyncio.timeout(START_SECONDS):
             if b"ready" not in await process.stdout.readline():
                 raise RuntimeError((logs / "nursery.log").read_text())
-        started = Nursery(process, logs, settings, faults_url)
+        started = Nursery(process, logs, settings, faults)
         listening = asyncio.create_task(started.listen())
         yield started
     finally:

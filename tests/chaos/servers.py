@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import secrets
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -145,44 +147,40 @@ class SandboxProcess(Program):
     """
 
     def __init__(self, directory: Path, *, lease_seconds: float, job_seconds: float = 0.0) -> None:
-        wandb, rest, grpc, faults = (free_port() for _ in range(4))
+        wandb, rest, grpc, google, faults = (free_port() for _ in range(5))
         self.entity = ENTITY
-        self.api_key = "sandbox_key_that_opens_nothing_but_the_sandbox_itself"
+        self.api_key = f"chaos_{secrets.token_hex(20)}"
         self.wandb_url = f"http://127.0.0.1:{wandb}"
         self.vertex_rest_url = f"http://127.0.0.1:{rest}"
         self.vertex_grpc_url = f"grpc://127.0.0.1:{grpc}"
         self.faults_url = f"http://127.0.0.1:{faults}"
         self.state = directory / "sandbox.state"
         self.request_log = directory / "requests.jsonl"
-        ports = {"wandb": wandb, "vertex-rest": rest, "vertex-grpc": grpc, "faults": faults}
+        ports = {"wandb": wandb, "vertex-rest": rest, "vertex-grpc": grpc, "google": google, "faults": faults}
         images = [f"--image={name}={command}" for name, command in IMAGES.items()]
         super().__init__(
             [
-                *(
-                    "prefect_vertex_launch.cli.main",
-                    "sandbox",
-                    "up",
-                    "--entity",
-                    ENTITY,
-                    "--api-key",
-                    self.api_key,
-                ),
+                *("prefect_vertex_launch.cli.main", "sandbox", "up", "--entity", ENTITY),
                 *(word for name, port in ports.items() for word in (f"--{name}-port", str(port))),
                 *("--state", str(self.state), "--request-log", str(self.request_log)),
                 *("--lease-seconds", str(lease_seconds), "--queued-seconds", str(job_seconds)),
                 *("--pending-seconds", "0", *images),
             ],
             directory / "sandbox.log",
-            os.environ,
+            {**os.environ, "SANDBOX_API_KEY": self.api_key},
         )
-        self._http = httpx.AsyncClient(timeout=30)
+        self._http = httpx.AsyncClient(timeout=30, auth=("api", self.api_key))
+        self._ready: dict[str, Any] = {}
+
+    def service_account_info(self, _project: str) -> dict[str, str]:
+        """Return the service account key with which Google's clients get in here."""
+        return json.loads(Path(self._ready["google_credentials"]).read_text())
 
     async def ask(self, query: str, **variables: Any) -> Any:
         """Ask W&B, and return its data."""
         response = await self._http.post(
             f"{self.wandb_url}/graphql",
             json={"query": query, "variables": variables},
-            auth=("api", self.api_key),
         )
         response.raise_for_status()
         return response.json()["data"]
@@ -192,9 +190,13 @@ class SandboxProcess(Program):
         found: list[Job] = []
         parameters: dict[str, str | int] = {"pageSize": 100}
         while True:
-            response = await self._http.get(
-                f"{self.vertex_rest_url}/v1/{PARENT}/customJobs", params=parameters
+            request = self._http.build_request(
+                "GET",
+                f"{self.vertex_rest_url}/v1/{PARENT}/customJobs",
+                params=parameters,
+                headers={"Authorization": f"Bearer {self._ready['access_token']}"},
             )
+            response = await self._http.send(request, auth=None)
             response.raise_for_status()
             page = response.json()
             found += [read_job(job) for job in page.get("customJobs", ())]
@@ -214,7 +216,11 @@ class SandboxProcess(Program):
         return faults
 
     async def _is_ready(self) -> bool:
-        return await _answers(f"{self.wandb_url}/ready") and await _answers(f"{self.vertex_rest_url}/ready")
+        # The log has the lines of those before it, too.
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        said = [json.loads(line) for line in lines if line.startswith('{"wandb_url"')]
+        self._ready = next((line for line in said if line["pid"] == self.pid), {})
+        return bool(self._ready)
 
 
 async def _answers(url: str) -> bool:

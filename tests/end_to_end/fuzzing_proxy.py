@@ -132,7 +132,12 @@ class _Vertex(grpc.GenericRpcHandler):
 
         async def forward(request: bytes, context: Any) -> bytes:
             try:
-                answer = await self._channel.unary_unary(path)(request)
+                metadata = [
+                    ("authorization", value)
+                    for name, value in context.invocation_metadata()
+                    if name == "authorization"
+                ]
+                answer = await self._channel.unary_unary(path)(request, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), error.details() or "")
                 raise AssertionError("aborted") from error

@@ -22,7 +22,6 @@ from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.coordination.launch_record import queue_tag
 from prefect_vertex_launch.core.states import JobRecord
-from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 
@@ -40,17 +39,7 @@ def until_there(path: Path) -> tuple[str, str]:
     return "-c", f"import pathlib, time\nwhile not pathlib.Path({str(path)!r}).exists(): time.sleep(0.05)"
 
 
-# By the Prefect server that has them: its requests are what most of these tests wait for.
-_gcp_credentials: dict[str | None, GcpCredentials] = {}
 _registered: dict[tuple[str | None, type[Block]], dict[str, UUID | None]] = {}
-
-
-async def _saved_gcp_credentials(api_url: str | None) -> GcpCredentials:
-    if api_url not in _gcp_credentials:
-        gcp = GcpCredentials(service_account_info=service_account_info(PROJECT), project=PROJECT)
-        await gcp.asave(f"gcp-{uuid4().hex[:8]}")
-        _gcp_credentials[api_url] = gcp
-    return _gcp_credentials[api_url]
 
 
 async def _save(block: Block, name: str, *, is_new: bool) -> None:
@@ -99,7 +88,9 @@ class LaunchQueue:
         wandb = WandbCredentials(api_key=self.sandbox.api_key, base_url=self.sandbox.wandb_url)
         is_new = not self._vertex_jobs
         await _save(wandb, self.name, is_new=is_new)
-        gcp = await _saved_gcp_credentials(PREFECT_API_URL.value())
+        account = self.sandbox.service_account_info(PROJECT)
+        gcp = GcpCredentials(service_account_info=account, project=PROJECT)
+        await _save(gcp, self.name, is_new=is_new)
         block = VertexLaunchQueue(
             **{"wandb_credentials": wandb, "gcp_credentials": gcp, **settings, **changes}
         )

@@ -28,14 +28,14 @@ from pydantic import SecretStr, ValidationError
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, NotFound
-from prefect_vertex_launch.sandbox.google.service_account import service_account_info
+from prefect_vertex_launch.sandbox.google.service_account import private_key, service_account_info
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import POOL, PROJECT, LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
 from tests.eventually import HANG_SECONDS, finished
 
 CHECKOUT = Path(__file__).parents[2]
-ACCOUNT = service_account_info(PROJECT)
+ACCOUNT = service_account_info(PROJECT, private_key(), "https://oauth2.googleapis.com/token")
 API_KEY = "key_that_must_not_be_seen_by_anybody_at_all_0123456789"
 
 Json = dict[str, Any]

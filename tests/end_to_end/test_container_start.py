@@ -24,10 +24,10 @@ from prefect_vertex_launch.jobspec.job_source import JobCode, LaunchImage, image
 from prefect_vertex_launch.jobspec.render import render
 from prefect_vertex_launch.jobspec.run_spec import parse_run_spec
 from prefect_vertex_launch.sandbox.server import Sandbox
-from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
 from prefect_vertex_launch.wandb.queue import WandbQueue
 from tests.eventually import HANG_SECONDS, until
+from tests.sandbox_access import jobs_in
 
 KEY = "a_key_of_forty_characters_that_nobody_has_guessed"
 SECRET = "projects/p/secrets/wandb/versions/2"
@@ -73,7 +73,7 @@ async def ran(sandbox: Sandbox, image: LaunchImage, **context: Any) -> tuple[Any
         code=image.code,
         **context,
     )
-    jobs = VertexJobs(project="p", location="us-central1", endpoint=sandbox.vertex_grpc_url)
+    jobs = jobs_in(sandbox)
     try:
         name = (await jobs.create(render(parse_run_spec(payload, item_id="item"), config, launch).job)).name
         await until(lambda: sandbox.vertex.get(name).HasField("end_time"))

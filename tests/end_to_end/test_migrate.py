@@ -18,7 +18,6 @@ from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.cli.main import app
 from prefect_vertex_launch.coordination.prefect_api import block_names
 from prefect_vertex_launch.flows.agent import agent
-from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.wandb.backend import LAUNCH_PROJECT
 from tests.end_to_end.launch_queue import POOL
@@ -42,7 +41,7 @@ def here(
 ) -> Path:
     """The directory and the environment that W&B's agent ran with."""
     account = tmp_path / "account.json"
-    account.write_text(json.dumps(service_account_info(f"{sandbox.entity}-project")))
+    account.write_text(json.dumps(sandbox.service_account_info(f"{sandbox.entity}-project")))
     for name in ("WANDB_ENTITY", "WANDB_LAUNCH_MAX_JOBS", "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))

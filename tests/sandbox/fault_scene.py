@@ -18,6 +18,7 @@ from prefect_vertex_launch.wandb.queue import PoppedItem, WandbQueue
 from tests.adapters.queue_client import NoWait, open_queue
 from tests.eventually import HANG_SECONDS
 from tests.sandbox.served_vertex import job
+from tests.sandbox_access import KnownEverywhere, jobs_in
 
 # How long an answer is waited for that never comes. Until then the request has to be heard.
 BRIEF_SECONDS = 1.0
@@ -68,11 +69,11 @@ class Scene:
 async def clients(
     sandbox: Sandbox, name: str, *, timeout_seconds: float = HANG_SECONDS
 ) -> AsyncIterator[Scene]:
-    jobs = VertexJobs(
-        project="p", location="us-central1", endpoint=sandbox.vertex_grpc_url, clock=NoWait(),
-        random=Random(1), timeout_seconds=timeout_seconds, create_timeout_seconds=timeout_seconds,
+    jobs = jobs_in(
+        sandbox, clock=NoWait(), random=Random(1),
+        timeout_seconds=timeout_seconds, create_timeout_seconds=timeout_seconds,
     )  # fmt: skip
     queue = open_queue(sandbox.wandb_url, key=sandbox.api_key, name=name, timeout_seconds=timeout_seconds)
-    async with queue, httpx.AsyncClient(timeout=HANG_SECONDS) as http:
+    async with queue, httpx.AsyncClient(timeout=HANG_SECONDS, auth=KnownEverywhere(sandbox)) as http:
         yield Scene(sandbox, queue, jobs, http)
     await jobs.aclose()

@@ -14,6 +14,7 @@ from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.adapters.queue_client import CONFIG
 from tests.eventually import HANG_SECONDS
 from tests.sandbox.served_vertex import PARENT
+from tests.sandbox_access import KnownEverywhere
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 # From about 900 on there is JSON that Python reads in one place and neither writes nor reads in another.
@@ -100,7 +101,7 @@ async def sandbox(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[San
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(auth=("api", sandbox.api_key), timeout=HANG_SECONDS) as client:
+    async with httpx.AsyncClient(auth=KnownEverywhere(sandbox), timeout=HANG_SECONDS) as client:
         yield client
 
 

@@ -164,7 +164,7 @@ async def test_an_answer_that_cannot_have_a_body_has_none(
     await scene.on("wandb", "answer", status=status)
     answer = await scene.http.post(url, content=b"{}")
     assert (answer.status_code, answer.content) == (status, b"")
-    assert (await scene.http.post(url, content=b"{}")).status_code == 401
+    assert (await scene.http.post(url, content=b"{}")).status_code == 400
     assert not caplog.records
 
 

@@ -16,8 +16,8 @@ from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.sandbox.request_log import MAX_BODY_BYTES
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.start_refusal import StartRefusal
-from prefect_vertex_launch.vertex.jobs import VertexJobs
 from tests.eventually import HANG_SECONDS
+from tests.sandbox_access import KnownEverywhere, jobs_in
 
 CANARY = "c4nary" * 7
 POOL = {
@@ -32,8 +32,7 @@ async def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The log of one sandbox that was asked for one thing of each kind."""
     path = tmp_path_factory.mktemp("log") / "requests.jsonl"
     async with Sandbox(request_log=path, is_manual=True) as sandbox:
-        auth = ("api", sandbox.api_key)
-        async with httpx.AsyncClient(auth=auth, timeout=HANG_SECONDS) as http:
+        async with httpx.AsyncClient(auth=KnownEverywhere(sandbox), timeout=HANG_SECONDS) as http:
             wandb = f"{sandbox.wandb_url}/graphql"
             await http.post(wandb, json={"query": "query Who { viewer { entity } }", "operationName": ""})
             await http.post(wandb, content=b"{")
@@ -41,7 +40,7 @@ async def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await http.put(f"{sandbox.wandb_url}/storage/big", content=b"x" * (MAX_BODY_BYTES + 1))
             await http.put(f"{sandbox.wandb_url}/storage/binary", content=b"\xff\n")
             await http.get(f"{sandbox.vertex_rest_url}/v1/nothing?a=b")
-        jobs = VertexJobs(project="p", location="us-central1", endpoint=sandbox.vertex_grpc_url)
+        jobs = jobs_in(sandbox)
         await jobs.create(CustomJob(display_name="j", job_spec={"worker_pool_specs": [POOL]}))
         with pytest.raises(NotFound):
             await jobs.get(f"{jobs.parent}/customJobs/1")
@@ -68,6 +67,7 @@ def test_every_request_of_every_server_is_a_line(lines: list[dict[str, Any]]):
         ("wandb", 200),
         ("wandb", 200),
         ("vertex-rest", 404),
+        ("google", 200),  # the token of the calls that follow
         ("vertex-grpc", "OK"),
         ("vertex-grpc", "NOT_FOUND"),
     ]

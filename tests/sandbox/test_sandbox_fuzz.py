@@ -40,6 +40,7 @@ from tests.edge_fuzz import anything, dumped, fuzz
 from tests.eventually import HANG_SECONDS
 from tests.json_fuzz import mutated
 from tests.sandbox.served_vertex import PARENT, job
+from tests.sandbox_access import KnownEverywhere, token_header
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -211,7 +212,7 @@ async def test_a_body_of_any_size_and_depth_has_an_answer(
         f"{sandbox.vertex_rest_url}/v1/{PARENT}/customJobs",
         sandbox.faults_url,
     ):
-        answer = await http.post(url, content=BIG[name], auth=("api", sandbox.api_key))
+        answer = await http.post(url, content=BIG[name], auth=KnownEverywhere(sandbox))
         assert answer.status_code in {200, 400}, (url, answer.text[:200])
 
 
@@ -285,7 +286,7 @@ async def test_any_request_has_an_answer(
         server
     ]
     url = f"{base}/{quote(path.encode('utf-8', 'surrogatepass'), safe='/:%=')}"
-    auth = httpx.BasicAuth("api", sandbox.api_key) if is_known else None
+    auth = KnownEverywhere(sandbox) if is_known else None
     query = {name: value[:2000] for name, value in query.items()}
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     answer = await http.request(
@@ -371,7 +372,7 @@ async def test_any_message_has_an_answer(
     call = channel.unary_unary(f"/google.cloud.aiplatform.v1.JobService/{method}")
     code = grpc.StatusCode.OK
     try:
-        await call(content, timeout=HANG_SECONDS)
+        await call(content, timeout=HANG_SECONDS, metadata=token_header(sandbox))
     except grpc.aio.AioRpcError as error:
         code = error.code()
     assert code not in UNEXPECTED

@@ -17,13 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
-from google.oauth2 import service_account
 from pydantic import SecretStr
 
 from prefect_vertex_launch.cli.demo.servers import free_port
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
-from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 from prefect_vertex_launch.sandbox.images import IMAGES
 from prefect_vertex_launch.sandbox.records import Records
 from prefect_vertex_launch.sandbox.server import Sandbox
@@ -34,12 +32,20 @@ from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
 from prefect_vertex_launch.wandb.queue import WandbQueue
 from tests.eventually import HANG_SECONDS, finished, until
 from tests.sandbox.served_vertex import processes_below
+from tests.sandbox_access import google_credentials, jobs_in, token_header
 
 HOLD = ("-c", "import time; print('holding', flush=True); time.sleep(600)")
 
 
-def jobs_at(grpc_url: str) -> VertexJobs:
-    return VertexJobs(project="p", location="us-central1", endpoint=grpc_url)
+def jobs_at(ready: dict[str, Any]) -> VertexJobs:
+    """Jobs in the sandbox that has printed this line."""
+    info = json.loads(Path(ready["google_credentials"]).read_text())
+    return VertexJobs(
+        project="p",
+        location="us-central1",
+        endpoint=ready["vertex_grpc_url"],
+        credentials=google_credentials(info),
+    )
 
 
 def custom_job(image: str, *args: str, env: dict[str, str] | None = None) -> CustomJob:
@@ -59,9 +65,9 @@ def custom_job(image: str, *args: str, env: dict[str, str] | None = None) -> Cus
 
 
 async def test_both_vertex_addresses_share_one_store(sandbox: Sandbox):
-    jobs = jobs_at(sandbox.vertex_grpc_url)
+    jobs = jobs_in(sandbox)
     created = await jobs.create(custom_job("python", "-c", "pass"))
-    async with httpx.AsyncClient(timeout=HANG_SECONDS) as http:
+    async with httpx.AsyncClient(timeout=HANG_SECONDS, headers=token_header(sandbox)) as http:
         read = (await http.get(f"{sandbox.vertex_rest_url}/v1/{created.name}")).json()
         assert read["name"] == created.name
         answer = await http.post(f"{sandbox.wandb_url}/graphql", json={"query": "{ viewer { id } }"})
@@ -76,7 +82,7 @@ async def test_it_starts_and_stops_often_and_leaves_nothing_behind(
     open_files: list[int] = []
     for _ in range(5):
         async with Sandbox(queued_seconds=0, pending_seconds=0) as sandbox:
-            jobs = jobs_at(sandbox.vertex_grpc_url)
+            jobs = jobs_in(sandbox)
             held = await jobs.create(custom_job("python", *HOLD))
             await until(partial(sandbox.vertex.log, held.name))
             await jobs.aclose()
@@ -153,7 +159,7 @@ async def test_images_are_what_they_say(sandbox: Sandbox):
             "WANDB_CONFIG": json.dumps(config),
         }
 
-    jobs = jobs_at(sandbox.vertex_grpc_url)
+    jobs = jobs_in(sandbox)
     train = ("sandbox/train", "--learning-rate", "0.5")
     started = [
         await jobs.create(custom_job(*train, env=environment("train", epochs=2))),
@@ -200,7 +206,7 @@ def test_every_image_has_its_program():
 async def test_an_image_can_be_added(tmp_path: Path):
     images = {"mine/echo": ("echo", "mine")}
     async with Sandbox(images=images, workdir=tmp_path, queued_seconds=0, pending_seconds=0) as sandbox:
-        jobs = jobs_at(sandbox.vertex_grpc_url)
+        jobs = jobs_in(sandbox)
         ended = await _end_of(jobs, await jobs.create(custom_job("mine/echo:v1", "yours")))
         await jobs.aclose()
         assert sandbox.vertex.log(ended.name) == "mine yours\n"
@@ -252,17 +258,21 @@ def command() -> Iterator[Callable[..., Command]]:
 async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
     tmp_path: Path, command: Callable[..., Command]
 ):
+    key_file = tmp_path / "key"
+    key_file.write_text("k" * 40 + "\n")
     options = (
-        "--state", str(tmp_path / "state.db"), "--entity", "team", "--api-key", "k" * 40,
+        "--state", str(tmp_path / "state.db"), "--entity", "team", "--api-key-file", str(key_file),
         "--wandb-port", str(free_port()), "--vertex-grpc-port", str(free_port()),
+        "--google-port", str(free_port()),
     )  # fmt: skip
     first = command(*options, "--image", "mine=echo hello")
     assert set(first.ready) == {
-        "wandb_url", "vertex_rest_url", "vertex_grpc_url", "faults_url", "entity", "api_key", "pid"
+        "wandb_url", "vertex_rest_url", "vertex_grpc_url", "faults_url", "entity", "api_key", "pid",
+        "google_credentials", "access_token",
     }  # fmt: skip
     assert (first.ready["entity"], first.ready["api_key"]) == ("team", "k" * 40)
     assert first.ready["pid"] == first.process.pid
-    jobs = jobs_at(first.ready["vertex_grpc_url"])
+    jobs = jobs_at(first.ready)
     assert (await _end_of(jobs, await jobs.create(custom_job("mine")))).error_message == ""
     held = await jobs.create(custom_job("python", *HOLD))
     await until(lambda: _is_in(jobs, held, JobState.JOB_STATE_RUNNING))
@@ -272,7 +282,7 @@ async def test_the_command_survives_a_crash_with_its_state_and_ends_on_sigterm(
 
     second = command(*options)
     assert second.ready["wandb_url"] == first.ready["wandb_url"]
-    jobs = jobs_at(second.ready["vertex_grpc_url"])
+    jobs = jobs_at(second.ready)
     assert (await jobs.get(held.name)).state == JobState.JOB_STATE_RUNNING
     assert len(await jobs.list("")) == 2
     await jobs.cancel(held.name)
@@ -345,7 +355,7 @@ async def test_the_command_without_a_state_file_ends_its_jobs(
     tmp_path: Path, command: Callable[..., Command], number: signal.Signals
 ):
     up = command()
-    jobs = jobs_at(up.ready["vertex_grpc_url"])
+    jobs = jobs_at(up.ready)
     mark = str(tmp_path)
     held = await jobs.create(custom_job("python", *HOLD, mark))
     await until(lambda: _is_in(jobs, held, JobState.JOB_STATE_RUNNING))
@@ -353,14 +363,3 @@ async def test_the_command_without_a_state_file_ends_its_jobs(
     assert processes_below(tmp_path)
     assert up.end(number) == (0, "")
     assert not processes_below(tmp_path)
-
-
-# --- the key
-
-
-def test_the_service_account_key_is_a_real_key_of_nobody():
-    info = service_account_info("my-project")
-    credentials = service_account.Credentials.from_service_account_info(info)
-    assert credentials.project_id == "my-project"
-    assert credentials.service_account_email == "sandbox@my-project.iam.gserviceaccount.com"
-    assert info["private_key"] != service_account_info("my-project")["private_key"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 from wandb.sdk.lib.wbauth.validation import check_api_key
 
 from prefect_vertex_launch.cli.errors import NOT_READY, USAGE, CommandError, as_command_error
-from prefect_vertex_launch.cli.main import API_KEY, app
+from prefect_vertex_launch.cli.main import app
+from prefect_vertex_launch.cli.sandbox_key import API_KEY
 from prefect_vertex_launch.coordination.prefect_api import no_such_block
 from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, NotFound, Problem, Transient
 
@@ -57,8 +59,9 @@ def test_help_of_every_command_imports_nothing_heavy():
         ["status", "--limit", "-1"],
         ["sandbox", "up", "--wandb-port", "70000"],
         ["sandbox", "up", "--lease-seconds", "-1"],
-        ["sandbox", "up", "--api-key", "abc"],
-        ["sandbox", "up", "--api-key", ""],
+        ["sandbox", "up", "--api-key", "k" * 40],
+        ["sandbox", "up", "--api-key-file", "/no/such/file"],
+        ["sandbox", "up", "--api-key-file", "/dev/null"],
         ["sandbox", "up", "--image", "no-command"],
         ["sandbox", "up", "--image", "=python"],
         ["migrat"],
@@ -80,12 +83,19 @@ def test_a_mapping_of_an_image_that_is_none_is_explained():
     ]
 
 
-def test_a_key_that_wandb_would_refuse_is_explained_without_being_shown():
-    result = CliRunner().invoke(app, ["sandbox", "up", "--api-key", "s3cret"])
+@pytest.mark.parametrize("is_in_a_file", [True, False])
+def test_a_key_that_wandb_would_refuse_is_explained_without_being_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_a_file: bool
+):
+    file = tmp_path / "key"
+    file.write_text("s3cret\n")
+    monkeypatch.setenv("SANDBOX_API_KEY", "k" * 40 if is_in_a_file else "s3cret")
+    options = ["--api-key-file", str(file)] if is_in_a_file else []
+    result = CliRunner().invoke(app, ["sandbox", "up", *options])
     assert result.stderr.splitlines() == [
-        "error: wandb's clients refuse the --api-key of 6 characters",
-        "hint: give 40 or more letters, digits and underscores, or leave it out: "
-        "the sandbox has a key of its own",
+        "error: wandb's clients refuse the key of 6 characters in "
+        + (str(file) if is_in_a_file else "SANDBOX_API_KEY"),
+        "hint: give 40 or more letters, digits and underscores, or none: the sandbox makes a key of its own",
     ]
 
 

@@ -161,7 +161,7 @@ def test_the_block_hands_on_the_allowed_macros_that_are_not_set(monkeypatch: pyt
     from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
     from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
     from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
-    from prefect_vertex_launch.sandbox.google.service_account import service_account_info
+    from prefect_vertex_launch.sandbox.google.service_account import private_key, service_account_info
 
     monkeypatch.setenv("TEAM", "vision")
     monkeypatch.setenv("OTHER", "x")
@@ -171,7 +171,11 @@ def test_the_block_hands_on_the_allowed_macros_that_are_not_set(monkeypatch: pyt
         queue="gpu",
         project="my-project",
         wandb_credentials=WandbCredentials(api_key=SecretStr(KEY)),
-        gcp_credentials=GcpCredentials(service_account_info=service_account_info("my-project")),
+        gcp_credentials=GcpCredentials(
+            service_account_info=service_account_info(
+                "my-project", private_key(), "https://example.com/token"
+            )
+        ),
         allowed_macros=["TEAM", "TEAM_BUCKET"],
     )
     assert block.macros() == {"TEAM": "vision", "TEAM_BUCKET": None}

@@ -138,7 +138,6 @@ def _block(address: SandboxAddress) -> VertexLaunchQueue:
 
     from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
     from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
-    from prefect_vertex_launch.sandbox.google.service_account import service_account_info
 
     return VertexLaunchQueue(
         entity=ENTITY,
@@ -148,7 +147,7 @@ def _block(address: SandboxAddress) -> VertexLaunchQueue:
         staging_bucket="gs://demo-staging",
         wandb_credentials=WandbCredentials(api_key=SecretStr(address.api_key), base_url=address.wandb_url),
         gcp_credentials=GcpCredentials.model_validate(
-            {"service_account_info": service_account_info(GOOGLE_PROJECT), "project": GOOGLE_PROJECT}
+            {"service_account_info": address.service_account_info(), "project": GOOGLE_PROJECT}
         ),
         max_jobs=MAX_JOBS,
         spec={"worker_pool_specs": [POOL]},

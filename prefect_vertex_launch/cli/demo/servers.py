@@ -38,6 +38,11 @@ class SandboxAddress:
     vertex_grpc_url: str
     entity: str
     api_key: str
+    google_credentials: str
+
+    def service_account_info(self) -> dict[str, str]:
+        """Return the service account key with which Google's clients get in there."""
+        return json.loads(Path(self.google_credentials).read_text())
 
 
 def private_environment(home: Path, prefect_port: int, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from prefect_vertex_launch.sandbox.faults.registry import Fault, Faults, Switch
+from prefect_vertex_launch.sandbox.wandb.login import login_problem
 
 
 def faults_app(faults: Faults) -> Starlette:
@@ -25,6 +26,12 @@ def faults_app(faults: Faults) -> Starlette:
             Route("/faults/{id}", switches.remove, methods=["DELETE"]),
         ]
     )
+
+
+def faults_refusal(api_key: str, authorization: str) -> Response | None:
+    """Return the answer to a request that does not show W&B's API key, None for one that does."""
+    problem = login_problem(authorization, api_key)
+    return _error(401, [problem]) if problem else None
 
 
 class _Switches:

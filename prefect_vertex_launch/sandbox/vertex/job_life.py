@@ -15,6 +15,7 @@ from google.rpc.code_pb2 import Code
 
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.sandbox.faults.registry import Switch
+from prefect_vertex_launch.sandbox.private_files import PRIVATE_DIRECTORY
 from prefect_vertex_launch.sandbox.vertex.job_store import JobStore, StoredJob
 from prefect_vertex_launch.sandbox.vertex.packages import PackageError
 from prefect_vertex_launch.sandbox.vertex.replicas import (
@@ -177,6 +178,8 @@ class JobLife:
         # A sandbox that ended while it started the job may have left files here.
         shutil.rmtree(directory, ignore_errors=True)
         try:
+            self._workdir.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+            directory.mkdir(mode=PRIVATE_DIRECTORY)
             stored.replicas = await start_replicas(stored.job, directory, self._host)
         except (ImagePullError, PackageError) as error:
             self._store.move(stored, JobState.JOB_STATE_FAILED, Code.INVALID_ARGUMENT, str(error))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
@@ -20,14 +18,13 @@ from prefect_vertex_launch.sandbox.faults.registry import Fault
 from prefect_vertex_launch.sandbox.wandb.backend import WandbBackend
 from prefect_vertex_launch.sandbox.wandb.graphql.execution import answer, operation_names, refusal
 from prefect_vertex_launch.sandbox.wandb.graphql.operations import BESIDE_GRAPHQL
+from prefect_vertex_launch.sandbox.wandb.login import NOT_LOGGED_IN, login_problem
 from prefect_vertex_launch.sandbox.wandb.refusal import WandbRefusal
 from prefect_vertex_launch.sandbox.wandb.runs import StreamRequest
 
-_NOT_LOGGED_IN = "user is not logged in"
-_BAD_KEY = "invalid API key: permission denied"
 _SAID: Final[Mapping[int, str]] = {
     200: "internal server error",
-    401: _NOT_LOGGED_IN,
+    401: NOT_LOGGED_IN,
     403: "permission denied",
     429: "rate limit exceeded",
 }
@@ -103,11 +100,15 @@ class _Endpoints:
         return JSONResponse(answered)
 
     async def upload(self, request: Request) -> Response:
-        # An upload URL is signed at W&B: whoever holds it may write, without a key.
-        self._backend.storage.write(request.path_params["path"], await request.body())
+        content = await request.body()
+        if problem := self._without_signature(request):
+            return _error(401, problem)
+        self._backend.storage.write(request.path_params["path"], content)
         return Response(status_code=200)
 
     async def download(self, request: Request) -> Response:
+        if problem := self._without_signature(request):
+            return _error(401, problem)
         return self._file(request.path_params["path"])
 
     async def artifact_file(self, request: Request) -> Response:
@@ -128,18 +129,16 @@ class _Endpoints:
             return _error(404, "file not found")
         return Response(content, media_type="application/octet-stream")
 
+    def _without_signature(self, request: Request) -> str | None:
+        """Return the problem of a request for a file, None if it has the key or a signed address."""
+        # Addresses of files are signed at W&B: whoever holds one may read or write it without a key.
+        signature = request.query_params.get("signature", "")
+        is_signed = self._backend.storage.is_signature(request.path_params["path"], signature)
+        return None if is_signed else self._stranger(request)
+
     def _stranger(self, request: Request) -> str | None:
-        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-        key = credentials
-        if scheme.lower() == "basic":
-            try:
-                key = base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-            except ValueError:  # not ASCII, not base64, not UTF-8
-                return _NOT_LOGGED_IN
-        if not key:
-            return _NOT_LOGGED_IN
-        expected = self._backend.api_key.get_secret_value()
-        return None if secrets.compare_digest(key.encode(), expected.encode()) else _BAD_KEY
+        key = self._backend.api_key.get_secret_value()
+        return login_problem(request.headers.get("authorization", ""), key)
 
 
 def _error(http_status: int, message: str) -> Response:

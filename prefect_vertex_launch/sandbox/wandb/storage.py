@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
+import secrets
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -28,15 +30,23 @@ def run_files_folder(entity: str, project: str, run: str) -> str:
 
 
 class Storage:
-    """Files by path, served under `/storage/<path>` of `base_url`."""
+    """Files by path, served under `/storage/<path>` of `base_url` at signed addresses."""
 
     def __init__(self, records: Records) -> None:
         self.base_url = ""
         self._records = records
+        self._secret = records.secret("storage", secrets.token_hex).encode()
 
     def url(self, path: str) -> str:
-        """Return where a path is uploaded to and downloaded from."""
-        return f"{self.base_url}/storage/{quote(path)}"
+        """Return where a path is uploaded to and downloaded from, by whoever holds this address."""
+        return f"{self.base_url}/storage/{quote(path)}?signature={self._signature(path)}"
+
+    def is_signature(self, path: str, signature: str) -> bool:
+        """Return whether an address of this path with this signature was given out."""
+        return hmac.compare_digest(signature.encode("utf-8", "replace"), self._signature(path).encode())
+
+    def _signature(self, path: str) -> str:
+        return hmac.new(self._secret, path.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
     def write(self, path: str, content: bytes) -> None:
         """Keep a file, replacing what was there."""
