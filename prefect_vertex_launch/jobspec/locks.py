@@ -32,6 +32,7 @@ from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, shown
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.own_words import OwnWords, networks_of, words_of
+from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
 
 _WHY: Final = "the queue's block locks it"
 _ANY: Final = "*"
@@ -306,6 +307,4 @@ class _Check:
 
 def _matches(text: str, patterns: Iterable[str]) -> bool:
     """Tell whether one of the patterns is the whole text; `*` in a pattern stands for any text."""
-    return any(
-        re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) for pattern in patterns
-    )
+    return any(matches_with_gaps(pattern.split(_ANY), text) for pattern in patterns)

@@ -16,11 +16,11 @@ from prefect_vertex_launch.core.json_value import is_list, is_object
 from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, fill_macros
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.config.worker_pools import TASKS
+from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
 
 _LAUNCH_MACRO: Final = re.compile(r"\$\{(?:" + "|".join(LAUNCH_MACROS) + r")\}")
 # What a launch may bring into a command of the block's by a macro: nothing that a shell would act on.
-_PLAIN: Final = "[A-Za-z0-9_.,:=/@+-]*"
-_ANYTHING: Final = ".*"
+_PLAIN: Final = re.compile("[A-Za-z0-9_.,:=/@+-]*")
 
 
 @dataclass(slots=True)
@@ -43,13 +43,19 @@ class OwnWords:
         """Tell whether the block says this command; what its macros brought in must be plain."""
         return any(
             len(words) == len(command)
-            and all(_is_filled(given, word, _PLAIN) for given, word in zip(command, words, strict=True))
+            and all(
+                matches_with_gaps(_LAUNCH_MACRO.split(given), word, may_fill=_is_plain)
+                for given, word in zip(command, words, strict=True)
+            )
             for command in self.commands
         )
 
     def has_variable(self, name: str, value: str) -> bool:
         """Tell whether the block sets this variable; its macros may have brought in anything."""
-        return any(own == name and _is_filled(text, value, _ANYTHING) for own, text in self.variables)
+        return any(
+            own == name and matches_with_gaps(_LAUNCH_MACRO.split(text), value)
+            for own, text in self.variables
+        )
 
 
 def own_words(defaults: QueueDefaults, macros: Mapping[str, str | None]) -> OwnWords:
@@ -115,7 +121,5 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
 
 
-def _is_filled(given: str, text: str, brought: str) -> bool:
-    """Tell whether `text` is `given` with something that fits `brought` for each of the launch's macros."""
-    pattern = brought.join(map(re.escape, _LAUNCH_MACRO.split(given)))
-    return re.fullmatch(pattern, text, re.DOTALL) is not None
+def _is_plain(text: str) -> bool:
+    return _PLAIN.fullmatch(text) is not None

@@ -376,3 +376,15 @@ def test_secure_mode_lets_the_blocks_own_job_pass_with_args() -> None:
 def test_a_list_beside_secure_mode_opens_only_its_own_lock() -> None:
     given = Locks.of(secure_mode=True, images=["*"])
     assert (given.images, given.commands, given.machine_types) == (("*",), (), ())
+
+
+# --- texts that are long on purpose
+
+
+@pytest.mark.parametrize("stars", [2, 3, 9])
+def test_a_long_text_is_held_against_a_pattern_with_many_stars(stars: int) -> None:
+    """With a regular expression this would take hours."""
+    allowed = "x/" + "*/" * stars + "b"
+    image = "x/" + "a/" * 100_000 + "a"
+    assert list(refused(pool(image), **locks(images=[allowed]))) == [IMAGE_PATH]
+    assert launch(pool(f"{image}/b"), **locks(images=[allowed]))
