@@ -5,7 +5,6 @@ Their entry points are modules of the installed package: a worker needs the pack
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +22,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect_vertex_launch.cli.errors import NOT_READY, USAGE, CommandError
 from prefect_vertex_launch.cli.prefect_yaml import deployments
 from prefect_vertex_launch.coordination.prefect_api import open_prefect, require_block
+from prefect_vertex_launch.core.spelling import right_spelling
 
 DISTRIBUTION = "prefect-vertex-launch"
 
@@ -92,8 +92,8 @@ async def _require_pool(client: PrefectClient, name: str) -> WorkPool:
         return await client.read_work_pool(name)
     except ObjectNotFound:
         pools = [pool.name for pool in await client.read_work_pools()]
-    near = difflib.get_close_matches(name, pools, 1)
-    guess = f"did you mean {near[0]!r}? If not, make it" if near else "make it"
+    near = right_spelling(name, pools)
+    guess = f"did you mean {near!r}? If not, make it" if near else "make it"
     raise CommandError(
         f"there is no work pool named {name!r}",
         f"{guess} with `prefect work-pool create {shlex.quote(name)} --type process`",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import AsyncIterator, Collection, Sequence
 from functools import cache
 from uuid import UUID
@@ -17,6 +16,7 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.core.errors import NotFound, Problem, Transient
+from prefect_vertex_launch.core.spelling import right_spelling
 
 # What a request may fail with: the server does not answer, or what was asked for was deleted.
 PREFECT_FAILURES = (httpx.HTTPError, ObjectNotFound)
@@ -118,9 +118,9 @@ def no_such_block(name: str, existing: Sequence[str]) -> NoSuchBlock:
             "then create one in the Prefect UI or in Python (docs/deploying.md)"
         )
     else:
-        near = difflib.get_close_matches(name, existing, 1)
+        near = right_spelling(name, existing)
         there = f"there is: {', '.join(sorted(existing))}"
-        fix = f"Did you mean {near[0]!r}? {there}" if near else there
+        fix = f"Did you mean {near!r}? {there}" if near else there
     return NoSuchBlock(Problem("queue", what, fix=fix))
 
 

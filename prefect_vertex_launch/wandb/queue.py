@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +29,7 @@ from prefect_vertex_launch.core.errors import (
     Problem,
     Transient,
 )
+from prefect_vertex_launch.core.spelling import right_spelling
 from prefect_vertex_launch.core.states import ItemState
 from prefect_vertex_launch.jobspec.job_source import JobSource
 from prefect_vertex_launch.wandb import agents, documents, files, runs, sweeps
@@ -316,9 +316,9 @@ class WandbQueue:
         data = await self._graphql.execute(documents.LIST_RUN_QUEUES, variables)
         queues = objects_at(at(data, "project"), "runQueues")
         names = sorted(str(queue.get("name")) for queue in queues)
-        close = get_close_matches(self.queue, names, 1)
+        near = right_spelling(self.queue, names)
         there = f"The queues of {self.entity} are: {', '.join(names)}" if names else "It has no queues"
-        hint = f"Did you mean {close[0]}?" if close else "Create it at W&B, or correct entity and queue."
+        hint = f"Did you mean {near}?" if near else "Create it at W&B, or correct entity and queue."
         return NotFound(Problem(self._where(), "there is no such queue", why=there, fix=hint))
 
     def _agent_run(self, agent_name: str) -> RunPath:

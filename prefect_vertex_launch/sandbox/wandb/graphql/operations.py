@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
-from prefect_vertex_launch.core.spelling import snake_case
+from prefect_vertex_launch.core.spelling import right_spelling
 from prefect_vertex_launch.sandbox.faults.kinds import WIRE, What
 from prefect_vertex_launch.sandbox.wandb.graphql.schema import wandb_schema
 
@@ -64,9 +63,7 @@ def near_miss(operation: str) -> str | None:
     known = {*_root_fields(), *_FIELDS_OF_CLIENTS, *BESIDE_GRAPHQL.values()}
     if operation in known:
         return None
-    forms = {snake_case(name): name for name in known}
-    form = snake_case(operation[:100])
-    meant = next((forms[close] for close in difflib.get_close_matches(form, forms, 1, _CLOSE)), None)
+    meant = right_spelling(operation, known, likeness=_CLOSE)
     is_a_name = _NAME.fullmatch(operation) is not None
     is_capitalized = meant is not None and operation[:1].swapcase() + operation[1:] == meant
     return None if is_a_name and is_capitalized else meant
