@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import contextlib
+from collections.abc import Collection, Generator, Iterable
 
-from prefect_vertex_launch.core.errors import Problem
-from prefect_vertex_launch.core.json_value import MAX_PROBLEMS, at, kind_of, shown
+from prefect_vertex_launch.core.errors import Permanent, Problem
+from prefect_vertex_launch.core.json_value import (
+    FURTHER_PROBLEMS,
+    MAX_PROBLEMS,
+    at,
+    kind_of,
+    shown,
+)
 from prefect_vertex_launch.core.spelling import right_spelling
+
+
+class TooManyProblems(Exception):
+    """The search for problems ends here: a person reads a hundred, and an item may hold a million."""
 
 
 class Findings:
@@ -32,16 +43,26 @@ class Findings:
         """Each warning once, as where and what."""
         return tuple(self._warnings)
 
+    @contextlib.contextmanager
+    def refusing(self, refusal: type[Permanent]) -> Generator[None]:
+        """Run a search for problems. At its end, or when it has found too many, raise them as `refusal`."""
+        with contextlib.suppress(TooManyProblems):
+            yield
+        if self.problems:
+            raise refusal(self.problems)
+
     def refuse(self, where: str, what: str, why: str = "", fix: str = "") -> None:
-        """Note one problem; after a hundred of them no more are kept.
+        """Note one problem. Raises TooManyProblems for the one after the hundredth.
 
         What is missing only because its value has been refused already is not noted again.
         """
         if what in {"missing", "empty"} and (where in self._refused or self._is_inside_wrong_kind(where)):
             return
+        if len(self.problems) >= MAX_PROBLEMS:
+            self.problems[MAX_PROBLEMS:] = [FURTHER_PROBLEMS]
+            raise TooManyProblems
         self._refused.add(where)
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Problem(where, what, why, fix))
+        self.problems.append(Problem(where, what, why, fix))
 
     def has_refused(self, *roots: str) -> bool:
         """Tell whether something at or below one of `roots` has been refused."""
@@ -52,11 +73,10 @@ class Findings:
         return where in self._refused
 
     def _is_inside_wrong_kind(self, where: str) -> bool:
-        # By the path's own beginnings: there may be a hundred thousand values of the wrong kind.
         return any(where[:end] in self._wrong_kinds for end, step in enumerate(where) if step in ".[")
 
     def warn(self, where: str, what: str) -> None:
-        """Note something doubtful at `where`."""
+        """Note something doubtful at `where`; after a hundred warnings no more are kept."""
         if len(self._warnings) < MAX_PROBLEMS:
             self._warnings[where, what] = None
 

@@ -16,7 +16,12 @@ MAX_SPEC_DEPTH: Final = 100
 # Beyond the range of a double (2**1024) no reader of the other side can hold an integer.
 MAX_INTEGER_BITS: Final = 1024
 MAX_PROBLEMS: Final = 100
+FURTHER_PROBLEMS: Final = Problem(
+    "further problems", f"not looked for after these {MAX_PROBLEMS}", fix="Correct these first."
+)
 _MAX_SHOWN: Final = 60
+# The quotes of a key. They are counted with the object, so that a large one is seen before its keys are.
+_KEY_BYTES: Final = 2
 
 type_names: Final[dict[type, str]] = {
     type(None): "null",
@@ -89,8 +94,8 @@ def json_problems(value: Any, *, where: str, root: str = "") -> tuple[Problem, .
 
     A value larger than 480 KiB (as compact JSON) or nested deeper than 100 levels is reported as
     such alone. Otherwise each NaN, infinite number, integer beyond a double's range, text that is
-    not Unicode or holds a NUL character and value that is not JSON is reported with its exact path, up to a
-    hundred of them.
+    not Unicode or holds a NUL character and value that is not JSON is reported with its exact path. After a
+    hundred of them the search ends, and the last problem says so.
     """
     problems: list[Problem] = []
     size_bytes = 0
@@ -105,22 +110,26 @@ def json_problems(value: Any, *, where: str, root: str = "") -> tuple[Problem, .
         if is_object(item):
             for key, member in item.items():
                 todo.append((member, (path, key), depth + 1))
-                size_bytes += _own_bytes(key) + 1
-                if (flaw := _flaw_of_key(key)) and len(problems) < MAX_PROBLEMS:
+                size_bytes += _own_bytes(key) - _KEY_BYTES
+                if (flaw := _flaw_of_key(key)) and len(problems) <= MAX_PROBLEMS:
                     problems.append(Problem(_written(root, path) or where, *flaw))
         elif is_list(item):
             todo.extend((member, (path, index), depth + 1) for index, member in enumerate(item))
-        elif (flaw := _flaw(item)) and len(problems) < MAX_PROBLEMS:
+        elif flaw := _flaw(item):
             problems.append(Problem(_written(root, path) or where, *flaw))
+        if len(problems) > MAX_PROBLEMS:
+            return (*reversed(problems[:MAX_PROBLEMS]), FURTHER_PROBLEMS)
     # Members wait on a stack, so they are met last to first.
     return tuple(reversed(problems))
 
 
 def _own_bytes(value: Any) -> int:
-    """Return about how long `value` is as JSON, its members left out but their commas counted."""
+    """Return about how long `value` is as JSON, its members left out but what stands around them counted."""
     if isinstance(value, str):
         return 2 + (len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass")))
-    if is_object(value) or is_list(value):
+    if is_object(value):
+        return 2 + len(value) * (_KEY_BYTES + 2)
+    if is_list(value):
         return 2 + len(value)
     if isinstance(value, int):
         return 1 + value.bit_length() * 3 // 10

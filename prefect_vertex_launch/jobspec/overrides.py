@@ -40,7 +40,7 @@ def read_overrides(overrides: object, *, is_of_job: bool, findings: Findings) ->
     if not is_object(overrides):
         findings.expected(_WHERE, "an object", overrides)
         return Overrides()
-    for key in overrides.keys() - _KNOWN:
+    for key in (key for key in overrides if key not in _KNOWN):
         findings.unknown_key(_WHERE, key, _KNOWN, "overrides")
     if not is_empty(overrides.get("dockerfile")):
         findings.refuse(

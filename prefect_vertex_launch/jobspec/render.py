@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
-from prefect_vertex_launch.core.findings import Findings
+from prefect_vertex_launch.core.findings import Findings, TooManyProblems
 from prefect_vertex_launch.core.json_value import shown
 from prefect_vertex_launch.core.labels import label_value
 from prefect_vertex_launch.core.vertex_types import CustomJob
@@ -77,7 +77,11 @@ def render(run_spec: RunSpec, config: QueueConfig, context: LaunchContext) -> Re
     Raises InvalidQueueConfig with every problem when the configuration is wrong once its macros are
     filled in, or when the job is not one that the queue's block allows.
     """
-    return _Renderer(run_spec, config, context).rendering()
+    renderer = _Renderer(run_spec, config, context)
+    try:
+        return renderer.rendering()
+    except TooManyProblems:
+        raise renderer.refusal() from None
 
 
 class _Renderer:
@@ -150,7 +154,11 @@ class _Renderer:
 
     def _raise_problems(self) -> None:
         if self._findings.problems:
-            raise InvalidQueueConfig([self._without_secrets(problem) for problem in self._findings.problems])
+            raise self.refusal()
+
+    def refusal(self) -> InvalidQueueConfig:
+        """Return what has been found so far, without its secrets."""
+        return InvalidQueueConfig([self._without_secrets(problem) for problem in self._findings.problems])
 
     def _without_secrets(self, problem: Problem) -> Problem:
         parts = (problem.where, problem.what, problem.why, problem.fix)

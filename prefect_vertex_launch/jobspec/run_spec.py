@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec
 from prefect_vertex_launch.core.findings import Findings
-from prefect_vertex_launch.core.json_value import at, is_empty, is_object, json_problems, shown
+from prefect_vertex_launch.core.json_value import MAX_PROBLEMS, at, is_empty, is_object, json_problems, shown
 from prefect_vertex_launch.core.spelling import right_spelling
 from prefect_vertex_launch.jobspec.overrides import Overrides, read_overrides
 from prefect_vertex_launch.jobspec.scheduler_item import fill_in_sweep, is_scheduler, is_scheduler_command
@@ -31,6 +31,7 @@ _KNOWN: Final = frozenset({
     "name", "overrides", "priority", "project", "python_version", "queue_entity", "registry", "resource",
     "resource_args", "run_id", "sweep_id", "template_variables", "uri",
 })  # fmt: skip
+_DOCKER_KEYS: Final = ("docker_image", "user_id")
 _LAUNCH_A_SWEEP: Final = "Start the sweep with `wandb launch-sweep`."
 _LAUNCH_AN_IMAGE: Final = "Launch an image, or a job that was made from an image."
 # What W&B's own agent builds images with. W&B writes some of these, empty, into every item.
@@ -105,10 +106,8 @@ def parse_run_spec(payload: object, *, item_id: str) -> RunSpec:
     if not is_object(payload):
         findings.expected(whole, "an object", payload)
         raise InvalidRunSpec(findings.problems)
-    spec = _Reader(payload, findings).run_spec()
-    if findings.problems:
-        raise InvalidRunSpec(findings.problems)
-    return spec
+    with findings.refusing(InvalidRunSpec):
+        return _Reader(payload, findings).run_spec()
 
 
 class _Reader:
@@ -149,10 +148,16 @@ class _Reader:
         )
 
     def _refuse_unknown(self) -> None:
-        for key in self._payload.keys() - _KNOWN:
-            # Keys that begin with an underscore are the W&B server's own.
-            if key.startswith("_"):
-                continue
+        # Keys that begin with an underscore are the W&B server's own.
+        unknown = [key for key in self._payload if key not in _KNOWN and not key.startswith("_")]
+        if len(unknown) > MAX_PROBLEMS:
+            self._findings.refuse(
+                "run spec",
+                f"{len(unknown)} keys that are not known here",
+                "one of them may be a known one with a wrong letter, which would have no effect",
+                "Remove them.",
+            )
+        for key in unknown[:MAX_PROBLEMS]:
             if right_spelling(key, _KNOWN):
                 self._findings.unknown_key("", key, _KNOWN, "a run spec")
             else:
@@ -247,7 +252,7 @@ class _Reader:
             self._findings.expected("resource_args", "an object", groups)
         if not is_object(groups):
             return declared or VERTEX_RESOURCES[-1], None
-        for key in groups.keys() - set(VERTEX_RESOURCES):
+        for key in (key for key in groups if key not in VERTEX_RESOURCES):
             if self._is_scheduler:
                 self._findings.warn(at("resource_args", key), "has no effect on a job on Vertex AI")
                 continue
@@ -293,8 +298,8 @@ class _Reader:
         if docker is not None and not is_object(docker):
             self._findings.expected("docker", "an object", docker)
         fields: dict[str, Any] = docker if is_object(docker) else {}
-        for key in fields.keys() - {"docker_image", "user_id"}:
-            self._findings.unknown_key("docker", key, ("docker_image", "user_id"), "docker")
+        for key in (key for key in fields if key not in _DOCKER_KEYS):
+            self._findings.unknown_key("docker", key, _DOCKER_KEYS, "docker")
         if not is_empty(fields.get("user_id")):
             self._findings.warn("docker.user_id", "has no effect: it is for images that the agent builds")
         given = {

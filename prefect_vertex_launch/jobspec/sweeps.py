@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec, Problem
 from prefect_vertex_launch.core.findings import Findings
-from prefect_vertex_launch.core.json_value import shown
+from prefect_vertex_launch.core.json_value import is_object, shown
 from prefect_vertex_launch.jobspec.config.argument_layers import ArgumentLayers
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
@@ -22,6 +22,7 @@ _KEPT: Final = frozenset({
     "project", "location", "labels", "encryption_spec_key_name", "staging_bucket", "service_account",
     "network", "psc_interface_config", "reserved_ip_ranges",
 })  # fmt: skip
+_SECTIONS: Final = ("spec", "run")
 _MAY_BE_LAUNCHED: Final = frozenset({"RUNNING", "PAUSED"})
 
 
@@ -58,12 +59,9 @@ def scheduler_resource_args(
     """
     # What is wrong with the training's arguments is told when a trial is launched with them.
     layers, ignored = ArgumentLayers(), Findings()
-    layers.lay({"spec": dict(defaults.spec), "run": dict(defaults.run)}, "block", ignored)
-    layers.lay(spec.resource_args, "resource_args", ignored)
-    kept = {
-        section: {name: value for name, value in layers.given[section].items() if name in _KEPT}
-        for section in ("spec", "run")
-    }
+    layers.lay(_kept({"spec": dict(defaults.spec), "run": dict(defaults.run)}), "block", ignored)
+    layers.lay(_kept(spec.resource_args), "resource_args", ignored)
+    kept = {section: dict(layers.given[section]) for section in _SECTIONS}
     if not kept["spec"].get("staging_bucket") and defaults.staging_bucket:
         kept["spec"]["staging_bucket"] = defaults.staging_bucket
     container: dict[str, Any] = {"image_uri": "${image_uri}"}
@@ -79,6 +77,16 @@ def scheduler_resource_args(
         }
     ]
     return kept
+
+
+def _kept(arguments: object) -> dict[str, dict[str, Any]]:
+    """Return the arguments that a scheduler keeps, by section; nothing for what has another shape."""
+    sections = arguments if is_object(arguments) else {}
+    return {
+        section: {name: value for name, value in values.items() if name in _KEPT}
+        for section in _SECTIONS
+        if is_object(values := sections.get(section))
+    }
 
 
 def check_sweep_state(state: str | None, sweep_id: str) -> None:

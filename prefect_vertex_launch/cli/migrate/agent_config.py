@@ -15,7 +15,7 @@ from typing import Any, Final
 from prefect_vertex_launch.cli.migrate.field_report import FieldReport, value_text
 from prefect_vertex_launch.cli.migrate.migration import DEFAULT_STOP_SECONDS, UNLIMITED, Fate, Migration
 from prefect_vertex_launch.cli.migrate.sections import explain_builder, explain_registry, read_location
-from prefect_vertex_launch.core.findings import Findings
+from prefect_vertex_launch.core.findings import Findings, TooManyProblems
 from prefect_vertex_launch.core.json_value import at, is_list, is_object, json_problems, kind_of, shown
 from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from prefect_vertex_launch.core.spelling import right_spelling
@@ -45,7 +45,10 @@ def read_agent_config(config: object, environ: Mapping[str, str]) -> Migration:
     if not is_object(config):
         findings.expected(_WHOLE, "a mapping of fields", config, "Start it with entity: and queues:.")
         return Migration(problems=tuple(findings.problems))
-    return _Reader(FieldReport(config, environ, findings)).migration()
+    try:
+        return _Reader(FieldReport(config, environ, findings)).migration()
+    except TooManyProblems:
+        return Migration(problems=tuple(findings.problems))
 
 
 class _Reader:

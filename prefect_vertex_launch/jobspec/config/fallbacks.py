@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from prefect_vertex_launch.core.findings import Findings
+from prefect_vertex_launch.core.findings import Findings, TooManyProblems
 from prefect_vertex_launch.core.json_value import at, is_list, is_object, shown
 from prefect_vertex_launch.core.vertex_types import MachineSpec
 from prefect_vertex_launch.jobspec.config.argument_layers import ArgumentLayers
@@ -17,6 +17,7 @@ from prefect_vertex_launch.jobspec.config.worker_pools import check_machine_spec
 MAX_FALLBACKS: Final = 10
 _KEYS: Final = ("location", "machine_spec", "spec", "run")
 _MACHINE: Final = descriptor_of(MachineSpec)
+_NO_FALLBACK: Final = Fallback(None, {}, {})
 
 
 def read_fallbacks(
@@ -70,19 +71,36 @@ class _Fallback:
         self._base = base
         self._findings = findings
         self._known = known
+        self._replaced: tuple[str, ...] = ()
         # What is missing in the base because it has been refused there is not missing here.
         self._own = findings.successor()
         if not is_object(entry):
             self._own.expected(path, f"an object with {', '.join(_KEYS)}", entry)
 
     def read(self, *, may_be_idle: bool) -> Fallback:
+        try:
+            fallback = self._checked()
+        except TooManyProblems:
+            fallback = None
+        self._pass_on()
+        if fallback is None:
+            # What was found first may be wrong without the fallback, too, and is not passed on.
+            self._findings.refuse(self._path, "has too many problems", fix="Correct the others first.")
+            return _NO_FALLBACK
+        is_machine_laid = bool(self._replaced) or self._entry.get("machine_spec") is None
+        if self._is_sound() and is_machine_laid and _said(fallback) == _said(self._base):
+            self._note_idle(may_be_idle=may_be_idle)
+        return fallback
+
+    def _checked(self) -> Fallback:
+        """Return the configuration with the fallback laid over it."""
         arguments = {
             key: value for key, value in self._entry.items() if key not in {"location", "machine_spec"}
         }
         self._layers.lay(arguments, self._path, self._own, known=_KEYS, owner="a fallback")
         self._layers.settle(self._own)
         location = self._lay_location()
-        replaced = self._lay_machine()
+        self._replaced = self._lay_machine()
         paths = self._layers.paths
         spec, run = self._layers.given["spec"], self._layers.given["run"]
         config = check_config(spec, run, paths, self._own, macros_pending=True)
@@ -90,10 +108,6 @@ class _Fallback:
         if pools:
             where = self._base.path_of("launch", "command_pools")
             check_command_pools(self._base.launch.command_pools, pools, where, self._own)
-        self._pass_on(replaced)
-        is_machine_laid = bool(replaced) or self._entry.get("machine_spec") is None
-        if self._is_sound() and is_machine_laid and _said(config) == _said(self._base):
-            self._note_idle(may_be_idle=may_be_idle)
         return Fallback(location, config.spec, config.run, config.warnings, config.paths)
 
     def _lay_location(self) -> str | None:
@@ -148,11 +162,9 @@ class _Fallback:
         path = self._base.path_of("spec", "worker_pool_specs")
         return tuple(at(at(path, index), "machine_spec") for index in sorted(same))
 
-    def _pass_on(self, replaced: tuple[str, ...]) -> None:
-        """Tell what was found: at the fallback's own paths, or else that it comes with the fallback.
-
-        At `replaced` stands the fallback's machine, which has been checked where it was written.
-        """
+    def _pass_on(self) -> None:
+        """Tell what was found: at the fallback's own paths, or else that it comes with the fallback."""
+        replaced = self._replaced  # the fallback's machine, which has been checked where it was written
         for problem in self._own.problems:
             if _is_at(problem.where, (self._path,)):
                 self._findings.refuse(problem.where, problem.what, problem.why, problem.fix)
@@ -184,7 +196,7 @@ def _is_at(where: str, roots: tuple[str, ...]) -> bool:
     return any(where == root or where.startswith((f"{root}.", f"{root}[")) for root in roots)
 
 
-def _said(config: QueueConfig) -> list[dict[str, Any]]:
+def _said(config: QueueConfig | Fallback) -> list[dict[str, Any]]:
     """Return the arguments that say something: an empty text is the same as none."""
     return [
         {name: value for name, value in arguments.items() if value not in ("", [])}

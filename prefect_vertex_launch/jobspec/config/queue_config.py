@@ -63,6 +63,14 @@ def parse_queue_config(
     if problems:
         raise InvalidQueueConfig(problems)
     findings = Findings()
+    with findings.refusing(InvalidQueueConfig):
+        return _checked(resource_args, defaults, findings, where)
+
+
+def _checked(
+    resource_args: object | None, defaults: QueueDefaults, findings: Findings, where: str
+) -> QueueConfig:
+    """Return the configuration; problems and warnings go to `findings`."""
     layers = ArgumentLayers()
     layers.lay(_as_json(defaults), _BLOCK, findings)
     layers.lay(resource_args, where, findings)
@@ -75,8 +83,6 @@ def parse_queue_config(
     spec, run = layers.given["spec"], layers.given["run"]
     config = check_config(spec, run, layers.paths, findings, macros_pending=True)
     config = _with_launch(config, layers, findings, where)
-    if findings.problems:
-        raise InvalidQueueConfig(findings.problems)
     return dataclasses.replace(config, warnings=findings.warnings)
 
 
