@@ -12,6 +12,9 @@ from typing import Any, Final, TypeAlias, TypeGuard
 from prefect_vertex_launch.core.errors import Problem
 
 MAX_SPEC_BYTES: Final = 480 * 1024
+# What a gRPC server takes in one message unless it is told otherwise, less 64 KiB for what a launch puts in
+# front of its commands.
+MAX_JOB_BYTES: Final = 4 * 1024 * 1024 - 64 * 1024
 MAX_SPEC_DEPTH: Final = 100
 # Beyond the range of a double (2**1024) no reader of the other side can hold an integer.
 MAX_INTEGER_BITS: Final = 1024

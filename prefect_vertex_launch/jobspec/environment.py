@@ -92,18 +92,20 @@ def join_literally(pieces: Sequence[Piece]) -> str:
     What the queue itself wrote keeps its meaning, but its last dollar sign is one if a macro follows:
     in `$${run_name}` it must not begin a reference that the run's name goes on with.
     """
-    result = ""
+    texts: list[str] = []  # last to first
+    following = ""
     is_before_macro = False
     for piece in reversed(pieces):
         text = piece.text
         if piece.is_brought:
-            text = literal_text(text, result[:1])
-        elif is_before_macro and result.startswith(("$", "(")):
+            text = literal_text(text, following)
+        elif is_before_macro and following in {"$", "("}:
             is_odd = (len(text) - len(text.rstrip("$"))) % 2
             text += "$" * is_odd
-        result = text + result
+        texts.append(text)
+        following = text[:1] or following
         is_before_macro = piece.is_brought
-    return result
+    return "".join(reversed(texts))
 
 
 def literal_json(value: Mapping[str, Any] | Sequence[Any]) -> str:

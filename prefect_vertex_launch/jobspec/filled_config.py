@@ -8,7 +8,7 @@ from typing import Any, Final
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, is_unicode, shown
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig, check_config
-from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, fill_macros
+from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, FilledSize, fill_macros
 from prefect_vertex_launch.jobspec.config.worker_pools import TASKS
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.environment import join_literally
@@ -37,6 +37,7 @@ class _Filling:
 
     def __init__(self, run_spec: RunSpec, context: LaunchContext, findings: Findings) -> None:
         self._allowed = context.macros
+        self._size = FilledSize()
         self._findings = findings
         self._values = self._texts(
             {
@@ -59,7 +60,9 @@ class _Filling:
         return {
             name: self._pools(value, config.path_of(section, name))
             if name == "worker_pool_specs"
-            else fill_macros(value, self._values, config.path_of(section, name), self._refuse)
+            else fill_macros(
+                value, self._values, config.path_of(section, name), self._refuse, size=self._size
+            )
             for name, value in arguments.items()
         }
 
@@ -69,7 +72,7 @@ class _Filling:
         for index, pool in enumerate(pools):
             where = at(path, index)
             plain = {name: value for name, value in pool.items() if name not in TASKS}
-            result = fill_macros(plain, self._values, where, self._refuse)
+            result = fill_macros(plain, self._values, where, self._refuse, size=self._size)
             for task in TASKS:
                 if task in pool:
                     result[task] = {
@@ -82,13 +85,15 @@ class _Filling:
     def _task_field(self, name: str, value: Any, path: str) -> Any:
         if name != "env":
             on_unknown = self._leave if name in _SHELL_FIELDS else self._refuse
-            return fill_macros(value, self._values, path, on_unknown)
+            return fill_macros(value, self._values, path, on_unknown, size=self._size)
         return [
             # Vertex AI expands $(NAME) in the values of variables: what a macro brings in is no such name.
             {
-                key: fill_macros(text, self._values, at(at(path, index), key), self._leave, join_literally)
+                key: fill_macros(
+                    text, self._values, at(at(path, index), key), self._leave, join_literally, size=self._size
+                )
                 if key == "value"
-                else fill_macros(text, self._values, at(at(path, index), key), self._refuse)
+                else fill_macros(text, self._values, at(at(path, index), key), self._refuse, size=self._size)
                 for key, text in variable.items()
             }
             for index, variable in enumerate(value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prefect_vertex_launch.core.json_value import is_list, is_object
-from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, fill_macros
+from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, FilledSize, fill_macros
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.config.worker_pools import TASKS
 from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
@@ -67,7 +67,7 @@ def own_words(defaults: QueueDefaults, macros: Mapping[str, str | None]) -> OwnW
         {"spec": dict(defaults.spec), "run": dict(defaults.run)},
         *(fallbacks if is_list(fallbacks) else ()),
     ]
-    for source in fill_macros(sources, values, "", lambda _path, _name: None):
+    for source in fill_macros(sources, values, "block", lambda _path, _name: None, size=FilledSize()):
         for section in ("spec", "run"):
             if is_object(source) and is_object(arguments := source.get(section)):
                 _collect(arguments, own)

@@ -29,11 +29,12 @@ from typing import Any, Final
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
 from prefect_vertex_launch.core.findings import Findings, TooManyProblems
-from prefect_vertex_launch.core.json_value import shown
+from prefect_vertex_launch.core.json_value import MAX_JOB_BYTES, shown
 from prefect_vertex_launch.core.labels import label_value
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.bootstrap import put_in_front
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig
+from prefect_vertex_launch.jobspec.config.macros import too_large_job
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.environment import RUN_GROUP, launch_environment, literal_text
@@ -103,6 +104,7 @@ class _Renderer:
         job_fields = JobFields(run_spec.run_name, context, self._secrets, findings).of(config)
         self._raise_problems()
         job = CustomJob(**job_fields)
+        self._check_size(job)
         self._secure(job, indices, config)
         return Rendering(
             parent=context.parent,
@@ -151,6 +153,14 @@ class _Renderer:
             check_locks(job, program, context.locks, own, path_of=config.path_of, findings=self._findings)
         put_in_front(job, launch_pools, context, path_of=config.path_of, findings=self._findings)
         self._raise_problems()
+
+    def _check_size(self, job: CustomJob) -> None:
+        """Refuse a job that no request can hold, whatever the launch has put into its pools."""
+        kind: Any = CustomJob
+        size_bytes: int = kind.pb(job).ByteSize()
+        if size_bytes > MAX_JOB_BYTES:
+            what = f"{size_bytes // 1024} KiB, with what the launch adds to its pools"
+            raise InvalidQueueConfig(too_large_job("the whole job", what))
 
     def _raise_problems(self) -> None:
         if self._findings.problems:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from prefect_vertex_launch.core.json_value import MAX_JOB_BYTES
+from prefect_vertex_launch.jobspec import filled_config
 from tests.unit.rendered_launch import IMAGE, KEY, POOL, env_of, launch, pool, refused, task_of
 
 
@@ -228,3 +230,61 @@ def test_rules_that_waited_for_macros_are_checked() -> None:
 
 def test_a_macro_value_that_is_not_text_is_refused() -> None:
     assert list(refused(pool(args=["${x}"]), macros={"x": "\udcff"})) == ["${x}"]
+
+
+# --- sizes once the macros are filled in
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many characters each text has that is made of pieces."""
+    lengths: list[int] = []
+
+    def counted(pieces: Any) -> str:
+        lengths.append(sum(len(piece.text) for piece in pieces))
+        assert sum(lengths) <= MAX_JOB_BYTES
+        return "".join(piece.text for piece in pieces)
+
+    monkeypatch.setattr(filled_config, "join_literally", counted)
+    return lengths
+
+
+MANY = "${author}" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ({"args": [MANY]}, "args[0]"),
+        ({"args": ["${author}"] * 20_000}, "args["),
+        ({"env": [{"name": "A", "value": MANY}]}, "env[0].value"),
+        ({"env": [{"name": f"A{n}", "value": "${author}" * 500} for n in range(80)]}, "env["),
+        ({"image_uri": MANY}, "image_uri"),
+    ],
+)
+def test_filling_stops_before_a_job_is_too_large(made: list[int], given: Any, where: str) -> None:
+    task = pool()
+    task["container_spec"].update(given)
+    (found,) = refused(task, item={"author": "x" * 30_000}).items()
+    assert found[0].startswith(f"{POOL}.container_spec.{where}")
+    assert "with its macros filled in" in found[1]
+    assert sum(made) <= MAX_JOB_BYTES
+
+
+def test_the_labels_and_names_of_a_job_are_counted_as_well() -> None:
+    spec = {"labels": {f"a{n}": "${author}" * 10 for n in range(50)}, "display_name": "${author}"}
+    assert "with its macros filled in" in str(refused(spec=spec, item={"author": "x" * 300_000}))
+
+
+def test_a_megabyte_of_filled_text_is_taken() -> None:
+    assert (
+        len(task_of(launch(pool(args=["${author}" * 10]), item={"author": "x" * 100_000})).args[0]) == 10**6
+    )
+
+
+def test_what_a_launch_adds_to_every_pool_is_counted() -> None:
+    item = {"overrides": {"run_config": {"a": "$$" * 100_000}}}
+    assert launch(item=item)
+    found = refused(*[pool()] * 4, item=item)
+    assert list(found) == ["the whole job"]
+    assert "KiB, with what the launch adds" in found["the whole job"]

@@ -14,7 +14,7 @@ from typing import Any, Final
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
 from prefect_vertex_launch.core.json_value import at, is_list, is_object, json_problems
 from prefect_vertex_launch.jobspec.config.arguments import ARGUMENTS
-from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, fill_macros
+from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, FilledSize, fill_macros
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, parse_queue_config
 from prefect_vertex_launch.jobspec.run_spec import VERTEX_RESOURCES
 
@@ -111,7 +111,9 @@ def _without_templates(value: Any) -> Any:
 def _agent_macros(arguments: Any, where: str) -> tuple[MacroUse, ...]:
     found: list[MacroUse] = []
     known: dict[str, str] = dict.fromkeys(LAUNCH_MACROS, "")
-    fill_macros(arguments, known, where, lambda path, name: found.append(MacroUse(name, path)))
+    fill_macros(
+        arguments, known, where, lambda path, name: found.append(MacroUse(name, path)), size=FilledSize()
+    )
     return tuple(found)
 
 
