@@ -27,6 +27,9 @@ from prefect_vertex_launch.core.json_value import is_list, is_object
 
 SCHEDULER_URI: Final = "placeholder-uri-scheduler"
 SWEEP_PLACEHOLDER: Final = "WANDB_SWEEP_ID"
+# It is filled in at any number of places, so that a long one would make much of a small item. W&B's run ids
+# have at most 128 characters, and a scheduler's is that of its sweep.
+_MAX_SWEEP_ID: Final = 128
 _COMMAND: Final = ["wandb", "scheduler"]
 
 
@@ -69,7 +72,7 @@ def _named_sweep(payload: Mapping[str, Any], overrides: Mapping[str, Any]) -> st
         payload.get("sweep_id"),
         payload.get("run_id"),
     )
-    named = (name for name in candidates if isinstance(name, str) and name)
+    named = (name for name in candidates if isinstance(name, str) and 0 < len(name) <= _MAX_SWEEP_ID)
     return next((name for name in named if name != SWEEP_PLACEHOLDER), None)
 
 

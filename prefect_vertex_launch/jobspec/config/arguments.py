@@ -45,7 +45,10 @@ _BUCKET = Argument(
 )
 _RESOURCE_ID = Argument("text", re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"), "my-persistent-resource")
 _ACCOUNT = Argument(
-    "text", re.compile(r"[^@\s/]+@[^@\s/]+\.[^@\s/]+"), "trainer@my-project.iam.gserviceaccount.com"
+    # Only the first dot that may end a name is tried: to try each would take the square of the text.
+    "text",
+    re.compile(r"[^@\s/]+@[^@\s/][^@\s/.]*\.[^@\s/]+"),
+    "trainer@my-project.iam.gserviceaccount.com",
 )
 _REGION = Argument("text", re.compile(r"[a-z0-9-]+"), "us-central1")
 _CONTEXT_ID = r"[a-z0-9][a-z0-9-]{0,127}"
