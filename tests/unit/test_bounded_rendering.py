@@ -69,7 +69,8 @@ def test_a_sweeps_id_is_not_long() -> None:
     ("account", "is_right"),
     [
         ("a@p.iam", True), ("a@.p.iam", True), ("a@.p", False), ("a@p.", False), ("a@p", False),
-        ("@p.iam", False), ("a@..", False), ("a@...", True), ("a@p.iam@x", False), ("a@" + "." * 400_000 + "@", False),
+        ("@p.iam", False),
+        ("a@..", False), ("a@...", True), ("a@p.iam@x", False), ("a@" + "." * 400_000 + "@", False),
     ],
 )  # fmt: skip
 def test_the_form_of_an_account(account: str, is_right: bool) -> None:
@@ -79,3 +80,11 @@ def test_the_form_of_an_account(account: str, is_right: bool) -> None:
     else:
         with pytest.raises(Permanent, match="does not have the right form"):
             launch(run={"service_account": account})
+
+
+def test_a_hundred_secrets_are_looked_for_in_all_texts_at_once() -> None:
+    env = [{"name": f"A_KEY_{number}", "value": f"secret-{number:03}"} for number in range(80)]
+    rendering = launch(pool(env=env, args=["a secret-007", *["a"] * 5_000]))
+    assert steps(rendering.redacted) < 100_000
+    (seen,) = rendering.redacted()["job_spec"]["worker_pool_specs"]
+    assert seen["container_spec"]["args"][:2] == ["a ********", "a"]
