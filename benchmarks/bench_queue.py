@@ -16,6 +16,7 @@ from benchmarks.processes import Measured, program
 from benchmarks.servers import ENTITY, Servers
 
 if TYPE_CHECKING:
+    from prefect_vertex_launch.core.identity import QueueIdentity
     from prefect_vertex_launch.vertex.jobs import VertexJobs
 
 PROJECT = "bench-project"
@@ -67,6 +68,13 @@ class BenchQueue:
         self.pushed[item_id] = moment
         return item_id
 
+    @property
+    def identity(self) -> QueueIdentity:
+        """Which queue it is."""
+        from prefect_vertex_launch.core.identity import QueueIdentity, server_name
+
+        return QueueIdentity(server_name(self.servers.address.wandb_url), ENTITY, self.name)
+
     async def push_many(self, count: int) -> None:
         """Push so many runs, as fast as W&B takes them."""
         for number in range(count):
@@ -89,7 +97,7 @@ class BenchQueue:
             while True:
                 agent.require_running()
                 created = await self._create_times()
-                keys = {item_id: _key(item_id) for item_id in self.pushed}
+                keys = {item_id: self.identity.item_key(item_id) for item_id in self.pushed}
                 missing = sum(key not in created for key in keys.values())
                 if not missing:
                     return {item_id: created[key] for item_id, key in keys.items()}
@@ -111,9 +119,9 @@ class BenchQueue:
         }
 
     async def _listed(self) -> list[Any]:
-        from prefect_vertex_launch.core.labels import QUEUE_LABEL, queue_key
+        from prefect_vertex_launch.core.labels import QUEUE_LABEL
 
-        return list(await self.jobs.list(f'labels.{QUEUE_LABEL}="{queue_key(ENTITY, self.name)}"'))
+        return list(await self.jobs.list(f'labels.{QUEUE_LABEL}="{self.identity.key}"'))
 
     async def _ask(self, query: str, **variables: str) -> dict[str, Any]:
         named = {"entityName": ENTITY, "projectName": "model-registry", **variables}
@@ -172,9 +180,3 @@ def _block(servers: Servers, name: str, max_jobs: int) -> Any:
         spec={"worker_pool_specs": [POOL]},
         endpoint=address.vertex_grpc_url,
     )
-
-
-def _key(item_id: str) -> str:
-    from prefect_vertex_launch.core.labels import launch_key
-
-    return launch_key(item_id)

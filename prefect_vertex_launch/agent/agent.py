@@ -21,7 +21,6 @@ from prefect_vertex_launch.agent.standby import find_predecessor
 from prefect_vertex_launch.agent.supervisor import StartLaunch
 from prefect_vertex_launch.agent.tally import Tally
 from prefect_vertex_launch.agent.wandb_registration import WandbRegistration, register
-from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.coordination.call_share import CallShare
 from prefect_vertex_launch.coordination.heartbeat import Heartbeat
 from prefect_vertex_launch.coordination.mending import Mendings
@@ -108,7 +107,7 @@ class Agent:
     def _add_unless_served(self, context: QueueContext) -> None:
         block = context.block
         for other in self._contexts:
-            if _address(other.block) == _address(block):
+            if other.block.identity == block.identity:
                 problem = Problem(
                     f"block {context.block_name}",
                     f"it is of the queue {block.entity}/{block.queue}, as block {other.block_name} is",
@@ -190,8 +189,8 @@ class Agent:
         """
         by_entity: dict[tuple[str, str], list[QueueWorker]] = {}
         for worker in self._unregistered:
-            base_url, entity, _ = _address(worker.context.block)
-            by_entity.setdefault((base_url, entity), []).append(worker)
+            queue = worker.context.block.identity
+            by_entity.setdefault((queue.server, queue.entity), []).append(worker)
         for workers in by_entity.values():
             try:
                 queue_ids = [await self._queue_id(worker.context) for worker in workers]
@@ -277,7 +276,3 @@ class Agent:
         self._stop_reason = self._stop_reason or reason
         for wake in self._wakes:
             wake.set()
-
-
-def _address(block: VertexLaunchQueue) -> tuple[str, str, str]:
-    return block.wandb_credentials.base_url, block.entity, block.queue

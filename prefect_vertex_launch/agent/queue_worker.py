@@ -69,8 +69,7 @@ class QueueWorker:
         self._store = store = LaunchStore(
             client,
             block_name=context.block_name,
-            entity=context.block.entity,
-            queue=context.block.queue,
+            queue=context.block.identity,
             owner_id=agent_run_id,
             clock=context.clock,
         )

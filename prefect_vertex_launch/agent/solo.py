@@ -98,6 +98,6 @@ async def _describe(
         launch.flow_run_id,
         name=launch.item.title,
         parameters={"queue": context.block_name, "item": launch.item.model_dump(mode="json")},
-        tags=launch_tags(context.block.entity, context.block.queue, launch.item.item_id, launch.item.run),
+        tags=launch_tags(context.block.identity, launch.item.item_id, launch.item.run),
     )
     await client.update_flow_run_labels(launch.flow_run_id, {**labels})

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, model_validator
 from prefect_vertex_launch.blocks.queue_fields import QueueFields
 from prefect_vertex_launch.blocks.wandb_credentials import LOGO_URL
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, NotFound, Problem
+from prefect_vertex_launch.core.identity import QueueIdentity, server_name
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, parse_queue_config
 from prefect_vertex_launch.jobspec.locks import Locks
 from prefect_vertex_launch.vertex.jobs import VertexJobs
@@ -87,14 +88,9 @@ class VertexLaunchQueue(QueueFields, Block):
         return self
 
     @property
-    def limit_name(self) -> str:
-        """The global concurrency limit that stands for `max_jobs`."""
-        return f"vertex-launch:{self.entity}:{self.queue}"
-
-    @property
-    def scheduler_limit_name(self) -> str:
-        """The global concurrency limit that stands for `max_schedulers`."""
-        return f"{self.limit_name}:schedulers"
+    def identity(self) -> QueueIdentity:
+        """Which queue it is, among those of every W&B server."""
+        return QueueIdentity(server_name(self.wandb_credentials.base_url), self.entity, self.queue)
 
     @property
     def locations(self) -> list[str]:

@@ -8,6 +8,7 @@ from prefect.blocks.abstract import CredentialsBlock
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from prefect_vertex_launch.blocks.field_names import refuse_unknown_fields
+from prefect_vertex_launch.core.identity import server_name
 from prefect_vertex_launch.wandb.endpoint import WandbEndpoint
 
 # Prefect takes http(s) logos only; this one is served for its own Google Cloud blocks.
@@ -60,6 +61,12 @@ class WandbCredentials(CredentialsBlock):
             raise ValueError(
                 f"{value!r} is not a URL; it starts with https:// (or http:// for a local server)"
             )
+        try:
+            has_host = bool(server_name(value))
+        except ValueError:  # a port that is no number
+            has_host = False
+        if not has_host:
+            raise ValueError(f"{value!r} names no server; write it like https://wandb.example.com")
         return value.rstrip("/")
 
     def endpoint(self) -> WandbEndpoint:

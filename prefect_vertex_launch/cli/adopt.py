@@ -21,6 +21,7 @@ from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.prefect_api import open_prefect, read_flow_runs, require_block
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.errors import NotFound
+from prefect_vertex_launch.core.identity import QueueIdentity, server_name
 from prefect_vertex_launch.core.labels import ITEM_LABEL, RUN_ID_LABEL
 from prefect_vertex_launch.core.states import ItemState
 from prefect_vertex_launch.core.vertex_types import CustomJob
@@ -33,7 +34,8 @@ from prefect_vertex_launch.wandb.queue import WandbQueue
 _ENTITY, _PROJECT, _RUN_ID = "WANDB_ENTITY", "WANDB_PROJECT", "WANDB_RUN_ID"
 _QUEUE, _QUEUE_ENTITY = "WANDB_LAUNCH_QUEUE_NAME", "WANDB_LAUNCH_QUEUE_ENTITY"
 _ITEM = "WANDB_LAUNCH_TRACE_ID"
-_NEEDED = (_ENTITY, _PROJECT, _RUN_ID, _QUEUE, _QUEUE_ENTITY, _ITEM)
+_SERVER = "WANDB_BASE_URL"
+_NEEDED = (_ENTITY, _PROJECT, _RUN_ID, _QUEUE, _QUEUE_ENTITY, _ITEM, _SERVER)
 _READ = frozenset((*_NEEDED, "WANDB_NAME"))
 
 
@@ -41,11 +43,11 @@ _READ = frozenset((*_NEEDED, "WANDB_NAME"))
 class ForeignJob:
     """One live job of W&B's agent. `item` is None for a job that does not say what it is of.
 
-    `queue` is entity and name of its run queue. `problem` says why it cannot be recognised.
+    `queue` is its run queue. `problem` says why it cannot be recognised.
     """
 
     name: str
-    queue: tuple[str, str] | None = None
+    queue: QueueIdentity | None = None
     run_id: str | None = None
     item: QueueItem | None = None
     problem: str = ""
@@ -104,7 +106,8 @@ def read_foreign_job(job: CustomJob) -> ForeignJob:
         "docker": {"docker_image": image_uri},
     }
     item = QueueItem(item_id=variables[_ITEM], payload=payload, job_name=job.name)
-    return ForeignJob(job.name, (variables[_QUEUE_ENTITY], variables[_QUEUE]), run_id, item)
+    queue = QueueIdentity(server_name(variables[_SERVER]), variables[_QUEUE_ENTITY], variables[_QUEUE])
+    return ForeignJob(job.name, queue, run_id, item)
 
 
 def _launch_of(job: CustomJob) -> tuple[Mapping[str, str], str]:
@@ -132,8 +135,8 @@ class _Adopter:
         return Adoption(number, str(job.run_id), job.item.item_id, await self._adopt(job, job.item))
 
     async def _adopt(self, job: ForeignJob, item: QueueItem) -> str:
-        if job.queue != (self.block.entity, self.block.queue):
-            return f"left alone: it is of the queue {'/'.join(job.queue or ())}"
+        if job.queue != self.block.identity:
+            return f"left alone: it is of the queue {job.queue}"
         if await self._has_launch(item):
             return "adopted already"
         if why := await self._why_not(item.item_id, job.run_id):
@@ -145,7 +148,7 @@ class _Adopter:
         return "adopted: the next agent carries it on, or the running one within a minute"
 
     async def _has_launch(self, item: QueueItem) -> bool:
-        tags = launch_tags(self.block.entity, self.block.queue, item.item_id, item.run)
+        tags = launch_tags(self.block.identity, item.item_id, item.run)
         return bool(await read_flow_runs(self.client, tags=tags, most=1))
 
     async def _why_not(self, item_id: str, run_id: str | None) -> str:
@@ -168,8 +171,7 @@ class _Adopter:
         return LaunchStore(
             self.client,
             block_name=self.block_name,
-            entity=self.block.entity,
-            queue=self.block.queue,
+            queue=self.block.identity,
             owner_id=uuid4(),
             clock=SystemClock(),
         )

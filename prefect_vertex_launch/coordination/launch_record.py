@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.wandb.queue import RunPath
 
 PRODUCT_TAG = "vertex-launch"
@@ -34,11 +35,6 @@ GIVEN_BACK = "given back"
 NO_SLOT = ""
 
 
-def queue_tag(entity: str, queue: str) -> str:
-    """Return the tag of every launch of one run queue."""
-    return f"queue:{entity}/{queue}"
-
-
 def owner_tag(agent_flow_run_id: UUID) -> str:
     """Return the tag of every launch that belongs to one agent's flow run."""
     return f"agent:{agent_flow_run_id}"
@@ -55,9 +51,9 @@ def item_of(tags: Iterable[str]) -> str | None:
     return next((tag.removeprefix("item:") for tag in tags if tag.startswith("item:")), None)
 
 
-def launch_tags(entity: str, queue: str, item_id: str, run: RunPath | None) -> list[str]:
+def launch_tags(queue: QueueIdentity, item_id: str, run: RunPath | None) -> list[str]:
     """Return the tags of the launch of one item: product, queue, item, and the run if there can be one."""
-    tags = [PRODUCT_TAG, queue_tag(entity, queue), f"item:{item_id}"]
+    tags = [PRODUCT_TAG, queue.tag, f"item:{item_id}"]
     if run is not None:
         tags += [f"project:{run.entity}/{run.project}", f"run:{run.run_id}"]
     return tags

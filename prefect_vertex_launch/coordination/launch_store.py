@@ -28,12 +28,12 @@ from prefect_vertex_launch.coordination.launch_record import (
     owner_tag,
     parents_labels,
     parents_of,
-    queue_tag,
 )
 from prefect_vertex_launch.coordination.prefect_api import LAUNCH_FLOW, read_flow_runs, read_flow_runs_by_id
 from prefect_vertex_launch.coordination.slots import LEASE_SECONDS
 from prefect_vertex_launch.core.clock import Clock
 from prefect_vertex_launch.core.errors import Permanent, Problem
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.core.shared_limit import SHARED_LIMIT_PREFIX
 from prefect_vertex_launch.wandb.queue import RunPath
 
@@ -85,13 +85,18 @@ class LaunchStore:
     """
 
     def __init__(
-        self, client: PrefectClient, *, block_name: str, entity: str, queue: str, owner_id: UUID, clock: Clock
+        self,
+        client: PrefectClient,
+        *,
+        block_name: str,
+        queue: QueueIdentity,
+        owner_id: UUID,
+        clock: Clock,
     ) -> None:
         self._client = client
         self._block_name = block_name
-        self._entity = entity
         self._queue = queue
-        self._tags = [PRODUCT_TAG, queue_tag(entity, queue)]
+        self._tags = [PRODUCT_TAG, queue.tag]
         self._owner_id = owner_id
         self._clock = clock
         self._flow_id: UUID | None = None
@@ -153,7 +158,7 @@ class LaunchStore:
         labels: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         self._flow_id = self._flow_id or await self._client.create_flow_from_name(LAUNCH_FLOW)
-        tags = launch_tags(self._entity, self._queue, request.item_id, request.run)
+        tags = launch_tags(self._queue, request.item_id, request.run)
         wanted = FlowRunCreate(
             flow_id=self._flow_id,
             name=request.title,
@@ -161,8 +166,7 @@ class LaunchStore:
             tags=[*tags, owner_tag(self._owner_id)],
             state=to_state_create(state or Pending()),
             labels=dict(labels or {}),
-            # Item ids are numbers of one W&B server; the queue keeps two servers apart.
-            idempotency_key=f"{queue_tag(self._entity, self._queue)}/{request.item_id}",
+            idempotency_key=f"vertex-launch:{self._queue.item_key(request.item_id)}",
         )
         body = wanted.model_dump(mode="json", exclude_unset=True)
         try:

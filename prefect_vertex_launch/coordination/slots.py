@@ -85,8 +85,8 @@ class QueueSlots:
                 taken=taken,
             )
             for limit_name, most, shared_limits, label in (
-                (block.limit_name, block.max_jobs, block.shared_limits, LEASE_LABEL),
-                (block.scheduler_limit_name, block.max_schedulers, (), SCHEDULER_LEASE_LABEL),
+                (block.identity.limit_name, block.max_jobs, block.shared_limits, LEASE_LABEL),
+                (block.identity.scheduler_limit_name, block.max_schedulers, (), SCHEDULER_LEASE_LABEL),
             )
         )
 

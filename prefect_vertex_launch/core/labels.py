@@ -1,8 +1,7 @@
-"""Labels of a CustomJob: Vertex AI's rules, and the keys that tie a job to its queue item."""
+"""Labels of a CustomJob: Vertex AI's rules, and the keys under which a job names its queue and item."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -21,18 +20,6 @@ MAX_LABELS: Final = 64
 _MAX_CHARACTERS: Final = 63
 _MAX_BYTES: Final = 127
 _NO_LABEL_CHARACTER: Final = re.compile(r"[^a-z0-9_-]")
-
-
-def launch_key(item_id: str) -> str:
-    """Return the label value that stands for a run queue item: 40 hexadecimal digits."""
-    return hashlib.sha256(f"item:{item_id}".encode("utf-8", "surrogatepass")).hexdigest()[:40]
-
-
-def queue_key(entity: str, queue: str) -> str:
-    """Return the label value that stands for a queue: readable, unique, at most 63 characters."""
-    digest = hashlib.sha256(f"{entity}/{queue}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    name = re.sub(r"[^a-z0-9_-]+", "-", f"{entity}-{queue}".lower()).strip("-")
-    return f"{name[:48].rstrip('-') or 'queue'}-{digest}"
 
 
 def label_value(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.job_source import JobCode
 from prefect_vertex_launch.jobspec.locks import Locks
@@ -18,8 +19,7 @@ class LaunchContext:
 
     Attributes:
         item_id: The run queue item.
-        queue_entity: Entity that owns the queue.
-        queue_name: The queue.
+        queue: Its queue.
         run_id: The W&B run's id, as it was acknowledged.
         image_uri: The image to run: the run spec's own, or the job's.
         base_url: W&B's API, as the container reaches it.
@@ -37,8 +37,7 @@ class LaunchContext:
     """
 
     item_id: str
-    queue_entity: str
-    queue_name: str
+    queue: QueueIdentity
     run_id: str
     image_uri: str
     base_url: str

@@ -50,8 +50,8 @@ def launch_environment(
         "WANDB_USERNAME": None if is_key_of_author else run_spec.author,
         "WANDB_SWEEP_ID": run_spec.sweep_id,
         "WANDB_RESUME": "allow" if resumes else None,
-        "WANDB_LAUNCH_QUEUE_NAME": context.queue_name,
-        "WANDB_LAUNCH_QUEUE_ENTITY": context.queue_entity,
+        "WANDB_LAUNCH_QUEUE_NAME": context.queue.queue,
+        "WANDB_LAUNCH_QUEUE_ENTITY": context.queue.entity,
         "WANDB_LAUNCH_TRACE_ID": context.item_id,
     }
     overrides = run_spec.overrides

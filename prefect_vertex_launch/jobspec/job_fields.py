@@ -15,8 +15,6 @@ from prefect_vertex_launch.core.labels import (
     QUEUE_LABEL,
     RUN_ID_LABEL,
     job_labels,
-    launch_key,
-    queue_key,
 )
 from prefect_vertex_launch.jobspec.config.arguments import EXTRA_ARGUMENTS
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig
@@ -68,9 +66,13 @@ class JobFields:
             "encryption_spec": {"kms_key_name": key} if key else None,
         }
 
+    @property
+    def _item_key(self) -> str:
+        return self._context.queue.item_key(self._context.item_id)
+
     def _base_output_dir(self, spec: Mapping[str, Any]) -> str:
         bucket = spec.get("staging_bucket", "").rstrip("/")
-        return spec.get("base_output_dir") or f"{bucket}/vertex-launch/{launch_key(self._context.item_id)}"
+        return spec.get("base_output_dir") or f"{bucket}/vertex-launch/{self._item_key}"
 
     def _experiment(self, config: QueueConfig) -> dict[str, str]:
         """Return the resource names of experiment and run, which the SDK would look up on the network.
@@ -109,8 +111,8 @@ class JobFields:
         context = self._context
         launch = {
             RUN_ID_LABEL: context.run_id,
-            ITEM_LABEL: launch_key(context.item_id),
-            QUEUE_LABEL: queue_key(context.queue_entity, context.queue_name),
+            ITEM_LABEL: self._item_key,
+            QUEUE_LABEL: context.queue.key,
             ATTEMPT_LABEL: str(context.attempt),
         }
         user: dict[str, str] = config.spec.get("labels", {})

@@ -15,9 +15,11 @@ from prefect_vertex_launch.core.errors import (
     NotFound,
     Permanent,
     PermissionDenied,
+    Problem,
     Transient,
     waiting_if_denied,
 )
+from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.retry_policy import Attempt
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.core.vertex_types import JobState
@@ -131,13 +133,27 @@ async def find_left_job(launch: Launch) -> JobRecord | None:
 
 
 async def find_adopted_job(launch: Launch, name: str) -> JobRecord:
-    """Return the job that W&B's own agent had made of the item."""
+    """Return the job that W&B's own agent had made of the item.
+
+    Raises Permanent for a job that bears another launch's label: it is not touched.
+    """
     region = await launch.context.regions.of(name)
     try:
         with waiting_if_denied():
-            return await region.jobs.get(name)
+            job = await region.jobs.get(name)
     except NotFound:
         return JobRecord(name, JobState.JOB_STATE_UNSPECIFIED, is_gone=True)
+    own = launch.context.block.identity.item_key(launch.item.item_id)
+    if job.labels.get(ITEM_LABEL, own) != own:
+        raise Permanent(
+            Problem(
+                f"item {launch.item.item_id}",
+                f"{name} is the job of another launch",
+                why=f"its label {ITEM_LABEL} is another item's, or another queue's or server's",
+                fix="Name a job that W&B's own agent made of this item.",
+            )
+        )
+    return job
 
 
 def own_parents(launch: Launch) -> frozenset[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.core.background import in_background
 from prefect_vertex_launch.core.clock import Clock
-from prefect_vertex_launch.core.labels import QUEUE_LABEL, launch_key, queue_key
+from prefect_vertex_launch.core.labels import QUEUE_LABEL
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.vertex.item_finder import ItemFinder
 from prefect_vertex_launch.vertex.job_watcher import JobWatcher
@@ -68,8 +68,10 @@ class Regions:
         """Return every job of a run queue item in these parents, by lists that have begun since."""
         matches = [match for parent in sorted(set(parents)) if (match := PARENT.fullmatch(parent))]
         regions = [await self._at(match["project"], match["location"]) for match in matches]
-        found = await asyncio.gather(*(region.finder.find(launch_key(item_id)) for region in regions))
-        return tuple(job for jobs in found for job in jobs)
+        queue = self._block.identity
+        key = queue.item_key(item_id)
+        found = await asyncio.gather(*(region.finder.find(key) for region in regions))
+        return tuple(job for jobs in found for job in jobs if job.labels.get(QUEUE_LABEL) == queue.key)
 
     async def _at(self, project: str, location: str) -> Region:
         async with self._opening:
@@ -84,7 +86,7 @@ class Regions:
         self._stack.push_async_callback(finder.aclose)
         watcher = JobWatcher(
             jobs,
-            labels={QUEUE_LABEL: queue_key(self._block.entity, self._block.queue)},
+            labels={QUEUE_LABEL: self._block.identity.key},
             interval_seconds=self._block.watch_seconds,
             clock=self._clock,
         )

@@ -87,8 +87,7 @@ def _rendered(launch: Launch, prepared: Prepared) -> Rendering:
         prepared.config.plan(launch.attempt.plan),
         LaunchContext(
             item_id=launch.item.item_id,
-            queue_entity=block.entity,
-            queue_name=block.queue,
+            queue=block.identity,
             run_id=launch.run.run_id,
             image_uri=prepared.image.image_uri,
             base_url=endpoint.base_url,

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 
-from prefect_vertex_launch.coordination.launch_record import queue_tag
 from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, Permanent, Transient
 from prefect_vertex_launch.core.states import SUCCESS, Requester, StopRequest
 from prefect_vertex_launch.launch.launch import Launch
@@ -77,7 +76,7 @@ async def _ask_prefect(context: QueueContext, live: Sequence[Launch]) -> None:
     if not by_flow_run:
         return
     try:
-        cancelling = await context.page.cancelling(queue_tag(context.block.entity, context.block.queue))
+        cancelling = await context.page.cancelling(context.block.identity.tag)
     except httpx.HTTPError as error:
         raise Transient(f"Prefect could not be asked for cancelled flow runs: {error}") from error
     for flow_run_id in cancelling:

@@ -15,10 +15,13 @@ from prefect_vertex_launch.coordination.counter import take_off
 from prefect_vertex_launch.coordination.launch_record import owner_tag
 from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.core.clock import SystemClock
+from prefect_vertex_launch.core.identity import QueueIdentity
 
 TAKE = "PATCH"
 FORCE_STATE = "set_state"
 TAKE_OFF = "decrement"
+
+QUEUE = QueueIdentity("api.wandb.ai", "team", "queue")
 
 
 def server(flow_run: FlowRun, refuses: str, asked: list[str]) -> FastAPI:
@@ -48,9 +51,7 @@ async def test_neither_who_has_a_launch_nor_a_forced_state_is_written_again_late
     owner_id, asked = uuid4(), list[str]()
     flow_run = FlowRun(flow_id=uuid4(), tags=[owner_tag(owner_id)], state=Crashed())
     async with PrefectClient(server(flow_run, refuses, asked)) as client:
-        runs = LaunchStore(
-            client, block_name="queue", entity="team", queue="queue", owner_id=owner_id, clock=SystemClock()
-        )
+        runs = LaunchStore(client, block_name="queue", queue=QUEUE, owner_id=owner_id, clock=SystemClock())
 
         with pytest.raises(httpx.HTTPStatusError):
             await runs.adopt([flow_run])

@@ -11,7 +11,8 @@ from random import Random
 from google.api_core import exceptions as google
 
 from prefect_vertex_launch.core.errors import OverQuota
-from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.identity import QueueIdentity
+from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
 from prefect_vertex_launch.vertex.call_budget import CALLS_PER_MINUTE, SUBMISSIONS_PER_MINUTE
 from prefect_vertex_launch.vertex.item_finder import ITEMS_PER_LIST, ItemFinder
@@ -26,6 +27,7 @@ from tests.adapters.modelled_vertex import (
 )
 
 RUNNING, SUCCEEDED = JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_SUCCEEDED
+QUEUE = QueueIdentity("api.wandb.ai", "acme", "vertex")
 RATE = "Quota exceeded for quota metric 'Job or LRO submission requests'"
 
 
@@ -47,7 +49,7 @@ async def watching(jobs: VertexJobs, queue: str = "q") -> AsyncIterator[JobWatch
 
 def add_items(vertex: ModelledVertex, count: int, **labels: str) -> dict[str, str]:
     """Add a running job for each of so many items; return the jobs' names by launch key."""
-    keys = [launch_key(f"item {number}") for number in range(count)]
+    keys = [QUEUE.item_key(f"item {number}") for number in range(count)]
     labels = {"launch-queue": "q", **labels}
     return {
         key: vertex.add(number + 1, RUNNING, **{ITEM_LABEL: key}, **labels) for number, key in enumerate(keys)
@@ -141,7 +143,7 @@ def test_a_thousand_new_items_are_submitted_at_the_rate_that_is_allowed_and_thei
 
         async with watching(jobs) as watcher, asyncio.TaskGroup() as group:
             for number in range(1000):
-                group.create_task(launch(watcher, launch_key(str(number))))
+                group.create_task(launch(watcher, QUEUE.item_key(str(number))))
         return waits
 
     with served_by(vertex):
@@ -291,7 +293,7 @@ def test_each_asker_gets_its_own_jobs_of_every_attempt_and_only_those():
         vertex.add(99, SUCCEEDED, **{ITEM_LABEL: keys[3]})
         vertex.add(100, SUCCEEDED, **{ITEM_LABEL: "stranger"})
         finder = ItemFinder(open_jobs(), clock=LoopClock())
-        asked = [*keys, keys[3], launch_key("no job")]
+        asked = [*keys, keys[3], QUEUE.item_key("no job")]
         found = await asyncio.gather(*(finder.find(key) for key in asked))
         for key, jobs in zip(asked, found, strict=True):
             assert {job.labels[ITEM_LABEL] for job in jobs} <= {key}
@@ -303,13 +305,13 @@ def test_each_asker_gets_its_own_jobs_of_every_attempt_and_only_those():
 
 
 def test_a_filter_for_as_many_items_as_fit_stays_short():
-    terms = [f'labels.{ITEM_LABEL}="{launch_key(str(number))}"' for number in range(ITEMS_PER_LIST)]
+    terms = [f'labels.{ITEM_LABEL}="{QUEUE.item_key(str(number))}"' for number in range(ITEMS_PER_LIST)]
     assert len(" OR ".join(terms)) < 2048
 
 
 def test_an_answer_is_of_a_list_that_began_after_the_question():
     vertex = ModelledVertex(delay_seconds=5)
-    key = launch_key("item")
+    key = QUEUE.item_key("item")
 
     async def main() -> None:
         finder = ItemFinder(open_jobs(), clock=LoopClock())
@@ -326,7 +328,7 @@ def test_an_answer_is_of_a_list_that_began_after_the_question():
 def test_a_question_alone_is_sent_at_once_and_nothing_runs_when_all_are_answered():
     async def main() -> float:
         finder = ItemFinder(open_jobs(), clock=LoopClock())
-        await finder.find(launch_key("item"))
+        await finder.find(QUEUE.item_key("item"))
         seconds = asyncio.get_running_loop().time()
         await asyncio.sleep(10)
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -352,7 +354,7 @@ def test_a_list_without_an_answer_holds_up_only_those_it_is_for():
         waiting = [asyncio.create_task(finder.find("stuck"))]
         await asyncio.sleep(1)
         for number in range(50):
-            await finder.find(launch_key(str(number)))
+            await finder.find(QUEUE.item_key(str(number)))
         assert asyncio.get_running_loop().time() < 60
         assert not waiting[0].done()
         waiting[0].cancel()

@@ -12,6 +12,7 @@ import pytest_asyncio
 from google.protobuf import json_format
 from pydantic import SecretStr
 
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
@@ -85,7 +86,7 @@ async def as_created(server: Server, plan: int = 0, **sections: Any) -> dict[str
     spec = {"worker_pool_specs": [pool()], "staging_bucket": "gs://bucket", **sections.pop("spec", {})}
     config = parse_queue_config({"spec": spec, **sections}).plan(plan)
     context = LaunchContext(
-        item_id="item-1", queue_entity="acme", queue_name="q", run_id="run1", image_uri=IMAGE,
+        item_id="item-1", queue=QueueIdentity("api.wandb.ai", "acme", "q"), run_id="run1", image_uri=IMAGE,
         base_url="https://api.wandb.ai", api_key=SecretStr("k" * 40), project="p", location="us-central1",
     )  # fmt: skip
     created = await server.jobs.create(render(run_spec, config, context).job)

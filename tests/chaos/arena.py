@@ -18,11 +18,12 @@ import httpx
 from prefect.client.orchestration import get_client
 
 from prefect_vertex_launch.cli.migrate.migration import UNLIMITED
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from tests.chaos import auditor
 from tests.chaos.auditor import Evidence, FlowRun, PrefectSide
 from tests.chaos.nursery import AgentProcess, Nursery, nursery
-from tests.chaos.servers import ENTITY, PrefectProcess, SandboxProcess, last_lines
+from tests.chaos.servers import PrefectProcess, SandboxProcess, last_lines
 from tests.chaos.slot_trace import leases
 from tests.chaos.watch import Watch, watching
 from tests.chaos.workload import Workload
@@ -93,7 +94,7 @@ class Arena:
 
     async def start_agent(self, point: tuple[str, str, int] | None = None) -> AgentProcess:
         """Start `vertex-launch agent` for the queue."""
-        return await self.nursery.start(("agent", "--queue", self.workload.queue), point)
+        return await self.nursery.start(("agent", "--queue", self.workload.identity.queue), point)
 
     async def kill(self, agent: AgentProcess, how: str = "agent, at random") -> None:
         """`kill -9` an agent, and count it."""
@@ -210,6 +211,7 @@ class Arena:
             held_slots=held,
             slots_in_hand=left,
             max_jobs=self.max_jobs,
+            queue=self.workload.identity,
             expected=self.workload.expected,
             calls=auditor.read_calls(self.sandbox.request_log),
             cancelled=auditor.read_cancelled(self.sandbox.request_log),
@@ -256,7 +258,7 @@ async def arena(
         agents = await stack.enter_async_context(born)
         random = Random(seed)
         workload = Workload(sandbox, queue, random, job_seconds)
-        prefect = PrefectSide(api_url, queue_tag=f"queue:{ENTITY}/{queue}", limit_name=limit_name)
+        prefect = PrefectSide(api_url, queue_tag=queue.tag, limit_name=limit_name)
         watch = Watch(max_jobs)
         if is_watched:
             await stack.enter_async_context(watching(watch, sandbox, workload, prefect))
@@ -266,14 +268,14 @@ async def arena(
 
 async def _make_queue(
     sandbox: SandboxProcess, max_jobs: int, block: Mapping[str, Any], *, is_shared: bool
-) -> tuple[str, str]:
-    """Return the names of a queue and of its limit."""
+) -> tuple[QueueIdentity, str]:
+    """Return a queue and the name of its limit."""
     queue = LaunchQueue(sandbox, max_jobs=max_jobs)  # pyright: ignore[reportArgumentType] - as good as one
     if not is_shared:
-        return queue.name, (await queue.create(**block)).limit_name
+        return queue.identity, (await queue.create(**block)).identity.limit_name
     limit_name = await _make_shared_limit(queue.name, max_jobs)
     await queue.create(**{**block, "max_jobs": UNLIMITED, "shared_limits": [limit_name]})
-    return queue.name, limit_name
+    return queue.identity, limit_name
 
 
 def how_at(when: str, effect: str) -> str:

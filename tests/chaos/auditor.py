@@ -6,7 +6,6 @@ runs and limits from Prefect's REST API. A job and its item belong together by t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections import Counter, defaultdict
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from prefect_vertex_launch.core.identity import QueueIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +93,12 @@ class Evidence:
     held_slots: int
     slots_in_hand: int
     max_jobs: int
+    queue: QueueIdentity
     expected: Mapping[str, Expected]
     calls: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
     cancelled: set[str] = field(default_factory=set[str])
     flow_run_ids: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
     watched: Sequence[str] = ()
-
-
-def launch_key(item_id: str) -> str:
-    return hashlib.sha256(f"item:{item_id}".encode()).hexdigest()[:40]
 
 
 def violations(evidence: Evidence) -> list[str]:
@@ -131,7 +129,7 @@ def _doubled(evidence: Evidence) -> Iterator[str]:
     attempts: dict[tuple[str, str], list[Job]] = defaultdict(list)
     for job in evidence.jobs:
         attempts[job.key, job.attempt].append(job)
-    keys = {launch_key(item_id): item_id for item_id in evidence.expected}
+    keys = {evidence.queue.item_key(item_id): item_id for item_id in evidence.expected}
     for (key, attempt), jobs in attempts.items():
         if len(jobs) > 1:
             names = ", ".join(f"{job.name} ({job.state})" for job in jobs)
@@ -162,7 +160,7 @@ def _wrong_ends(evidence: Evidence) -> Iterator[str]:
         if item_id in items:
             yield from _wrong_item(items[item_id], expected)
         # A second job of an attempt is another violation.
-        by_attempt = {job.attempt: job.state for job in jobs[launch_key(item_id)]}
+        by_attempt = {job.attempt: job.state for job in jobs[evidence.queue.item_key(item_id)]}
         if (states := [by_attempt[attempt] for attempt in sorted(by_attempt)]) != expected.jobs:
             yield f"the jobs of item {item_id} are {states}; {expected.jobs} were to be expected"
         run = flow_runs.get(item_id)
@@ -193,7 +191,9 @@ def _replaced(evidence: Evidence) -> Iterator[str]:
 
 def _cancelled(evidence: Evidence) -> Iterator[str]:
     wanted = {
-        launch_key(item) for item, its in evidence.expected.items() if "JOB_STATE_CANCELLED" in its.jobs
+        evidence.queue.item_key(item)
+        for item, its in evidence.expected.items()
+        if "JOB_STATE_CANCELLED" in its.jobs
     }
     may_be = {job.name.rpartition("/")[2] for job in evidence.jobs if job.key in wanted}
     for job_id in sorted(evidence.cancelled - may_be):

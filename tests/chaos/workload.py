@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.chaos.auditor import Expected, launch_key
+from prefect_vertex_launch.core.identity import QueueIdentity
+from tests.chaos.auditor import Expected
 from tests.chaos.servers import ENTITY, SandboxProcess
 
 PUSH = """
@@ -78,7 +79,7 @@ class Workload:
     """The items of one queue; `random` draws their kinds, `job_seconds` bounds how long their jobs run."""
 
     sandbox: SandboxProcess
-    queue: str
+    identity: QueueIdentity
     random: Random
     job_seconds: float
     expected: dict[str, Expected] = field(default_factory=dict[str, Expected])
@@ -87,7 +88,7 @@ class Workload:
     @property
     def keys(self) -> dict[str, str]:
         """The label of each item's jobs."""
-        return {item_id: launch_key(item_id) for item_id in self.expected}
+        return {item_id: self.identity.item_key(item_id) for item_id in self.expected}
 
     async def push(self, count: int, kind: str | None = None) -> None:
         for _ in range(count):
@@ -98,7 +99,7 @@ class Workload:
                 PUSH,
                 entityName=ENTITY,
                 projectName="model-registry",
-                queueName=self.queue,
+                queueName=self.identity.queue,
                 runSpec=json.dumps(self._run_spec(chosen)),
             )
             item_id = data["pushToRunQueueByName"]["runQueueItemId"]
@@ -117,7 +118,7 @@ class Workload:
             ITEM_STATES,
             entityName=ENTITY,
             projectName="model-registry",
-            queueName=self.queue,
+            queueName=self.identity.queue,
             count=len(self.expected),
         )
         edges = data["project"]["runQueue"]["runQueueItems"]["edges"]

@@ -20,7 +20,8 @@ from prefect_gcp.credentials import GcpCredentials
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
-from prefect_vertex_launch.coordination.launch_record import queue_tag
+from prefect_vertex_launch.core.identity import QueueIdentity, server_name
+from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.vertex.jobs import VertexJobs
@@ -61,17 +62,26 @@ async def _save(block: Block, name: str, *, is_new: bool) -> None:
 
 @dataclass
 class LaunchQueue:
-    """One queue with its block; every test gets names of its own on the shared Prefect server."""
+    """One queue with its block; every test gets names of its own on the shared Prefect server.
+
+    `queue` is the queue's name at W&B, where it is not that of its block.
+    """
 
     sandbox: Sandbox
     max_jobs: int = 5
     name: str = field(default_factory=lambda: f"q-{uuid4().hex[:8]}")
+    queue: str = ""
+    identity: QueueIdentity = field(init=False)
     _vertex_jobs: list[VertexJobs] = field(default_factory=list[VertexJobs], repr=False)
+
+    def __post_init__(self) -> None:
+        self.queue = self.queue or self.name
+        self.identity = QueueIdentity(server_name(self.sandbox.wandb_url), self.sandbox.entity, self.queue)
 
     async def create(self, **changes: Any) -> VertexLaunchQueue:
         settings: dict[str, Any] = {
             "entity": self.sandbox.entity,
-            "queue": self.name,
+            "queue": self.queue,
             "project": PROJECT,
             "staging_bucket": "gs://bucket",
             "spec": {"worker_pool_specs": [POOL]},
@@ -112,18 +122,20 @@ class LaunchQueue:
         return self.push_text(json.dumps({key: value for key, value in spec.items() if value is not None}))
 
     def push_text(self, text: str) -> str:
-        return self.sandbox.wandb.push_raw(self.name, text)
+        return self.sandbox.wandb.push_raw(self.queue, text)
 
     async def launches(self) -> dict[str, FlowRun]:
         """The launch flow runs of this queue by item id."""
         async with get_client() as client:
             flow_runs = await client.read_flow_runs(
                 flow_filter=FlowFilter.model_validate({"name": {"any_": ["launch"]}}),
-                flow_run_filter=FlowRunFilter.model_validate(
-                    {"tags": {"all_": [queue_tag(self.sandbox.entity, self.name)]}}
-                ),
+                flow_run_filter=FlowRunFilter.model_validate({"tags": {"all_": [self.identity.tag]}}),
             )
         return {flow_run.parameters["item"]["item_id"]: flow_run for flow_run in flow_runs}
+
+    async def jobs_of(self, item_id: str) -> list[JobRecord]:
+        key = self.identity.item_key(item_id)
+        return [job for job in await self.jobs() if job.labels.get(ITEM_LABEL) == key]
 
     def item(self, item_id: str) -> Any:
         found = self.sandbox.wandb.item(item_id)

@@ -41,8 +41,7 @@ async def test_what_must_outlive_a_process_is_known_to_whoever_adopts_the_launch
         store = LaunchStore(
             client,
             block_name=queue.name,
-            entity=block.entity,
-            queue=block.queue,
+            queue=block.identity,
             owner_id=owner_id,
             clock=context.clock,
         )

@@ -191,7 +191,7 @@ async def test_live_jobs_stay_under_the_limit_and_the_limit_is_free_at_the_end(
     assert len(await queue.jobs()) == 5
     assert 1 <= await queue.most_at_once() <= 2
     async with get_client() as client:
-        limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
+        limit = await client.read_global_concurrency_limit_by_name(block.identity.limit_name)
     assert (limit.limit, limit.active_slots) == (2, 0)
 
 
@@ -283,7 +283,7 @@ async def test_the_limit_follows_the_block(sandbox: Sandbox, prefect_api: Prefec
     await drain(queue)
 
     async with get_client() as client:
-        limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
+        limit = await client.read_global_concurrency_limit_by_name(block.identity.limit_name)
     assert (limit.limit, limit.active_slots) == (7, 0)
 
 
@@ -292,7 +292,7 @@ async def flow_run_of_an_earlier_agent(queue: LaunchQueue, item_id: str, owner: 
     async with get_client() as client:
         block = await VertexLaunchQueue.aload(queue.name)
         runs = LaunchStore(
-            client, block_name=queue.name, entity=block.entity, queue=queue.name, owner_id=owner,
+            client, block_name=queue.name, queue=block.identity, owner_id=owner,
             clock=SystemClock(),
         )  # fmt: skip
         async with block.open_wandb_queue() as wandb:

@@ -18,7 +18,7 @@ from prefect import State
 from prefect.client.schemas.objects import FlowRun, StateType
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
-from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.states import LaunchState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
@@ -433,9 +433,9 @@ async def drain_all(markers: Path) -> Drained:
                 item_state=item.state,
                 item_error=item.error,
                 launch=launches.get(bad_id),
-                jobs=len(jobs.get(launch_key(bad_id), ())),
+                jobs=len(jobs.get(queue.identity.item_key(bad_id), ())),
                 has_run=marker_of(bad, markers).exists(),
-                next_job_states=tuple(jobs.get(launch_key(good.item_id), ())),
+                next_job_states=tuple(jobs.get(queue.identity.item_key(good.item_id), ())),
                 next_has_run=good.marker.exists(),
             )
         return Drained(state, seen)

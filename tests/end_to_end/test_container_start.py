@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
@@ -61,8 +62,7 @@ async def ran(sandbox: Sandbox, image: LaunchImage, **context: Any) -> tuple[Any
     config = parse_queue_config({"spec": {"worker_pool_specs": [pool], "staging_bucket": "gs://bucket"}})
     launch = LaunchContext(
         item_id="item",
-        queue_entity="team",
-        queue_name="q",
+        queue=QueueIdentity("api.wandb.ai", "team", "q"),
         run_id="run1",
         image_uri=image.image_uri,
         base_url=sandbox.wandb_url,

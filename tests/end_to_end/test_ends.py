@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelling
 
-from prefect_vertex_launch.core.labels import ATTEMPT_LABEL, ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.labels import ATTEMPT_LABEL
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.flows.agent import agent
@@ -55,8 +55,7 @@ class Scene:
 
     async def jobs(self) -> list[JobRecord]:
         """Its jobs in all regions, oldest attempt first."""
-        key = launch_key(self.item_id)
-        return [job for job in await self.queue.jobs() if job.labels.get(ITEM_LABEL) == key]
+        return await self.queue.jobs_of(self.item_id)
 
     async def running(self, attempt: int = 1) -> str:
         """The name of an attempt's job, once it runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import State
@@ -15,7 +16,9 @@ from prefect_vertex_launch.cli.adopt import read_foreign_job
 from prefect_vertex_launch.cli.main import app
 from prefect_vertex_launch.cli.status.status import read_status
 from prefect_vertex_launch.coordination.launch_record import item_of, owner_of
+from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.prefect_api import open_prefect
+from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
@@ -158,6 +161,29 @@ async def test_a_job_whose_item_the_stopped_agent_failed_is_carried_on_too(queue
     assert launched.state is not None
     assert launched.state.name != "Elsewhere"
     assert launched.state.is_final()
+
+
+async def test_a_job_that_bears_the_label_of_another_item_is_not_touched(queue: LaunchQueue) -> None:
+    item_id = queue.push()
+    claim(queue, item_id)
+    labels = {"launch-item": queue.identity.item_key("another"), "launch-queue": queue.identity.key}
+    job = job_of(environment_of(queue, item_id), **labels)
+    name = await create(queue, job)
+    item = read_foreign_job(CustomJob(job, name=name)).item
+    assert item is not None
+    async with open_prefect() as client:
+        store = LaunchStore(
+            client, block_name=queue.name, queue=queue.identity, owner_id=uuid4(), clock=SystemClock()
+        )
+        assert await store.offer(item.request())
+
+    await finished(agent(queues=[queue.name], drain=True, return_state=True))
+
+    launched = (await queue.launches())[item_id]
+    assert launched.state is not None
+    assert launched.state.is_failed()
+    assert f"{name} is the job of another launch" in str(launched.state.message)
+    assert [job.is_terminal for job in await queue.jobs()] == [False]
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ async def test_an_agent_bears_whatever_it_is_answered() -> None:
         await wandb.asave(queue.name, overwrite=True)
         block.wandb_credentials = wandb
         await block.asave(queue.name, overwrite=True)
+        queue.identity = block.identity
         serving = asyncio.create_task(agent(queues=[queue.name], return_state=True))
         await until(sandbox.wandb.agents.all)
         for number in itertools.count():

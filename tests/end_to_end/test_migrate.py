@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.cli.main import app
 from prefect_vertex_launch.coordination.prefect_api import block_names
+from prefect_vertex_launch.core.identity import QueueIdentity, server_name
+from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.wandb.backend import LAUNCH_PROJECT
@@ -99,6 +101,10 @@ async def size_of_limit(name: str) -> int | None:
             return None
 
 
+def limit_of(sandbox: Sandbox, queue: str) -> str:
+    return QueueIdentity(server_name(sandbox.wandb_url), sandbox.entity, queue).limit_name
+
+
 async def test_without_apply_all_is_said_and_nothing_is_written(here: Path, sandbox: Sandbox) -> None:
     queue = make_queue(sandbox)
     path = agent_file(here, sandbox, queues=[queue], max_jobs=4, builder={"type": "noop"})
@@ -111,11 +117,12 @@ async def test_without_apply_all_is_said_and_nothing_is_written(here: Path, sand
     assert "has no meaning here because" in rows["builder.type"]
     assert "block field" in rows["WANDB_BASE_URL"]
     assert f"VertexLaunchQueue block {block_of(queue)}: " in result.stdout
-    assert f"limit vertex-launch:{sandbox.entity}:{queue}: 4" in result.stdout
+    limit = limit_of(sandbox, queue)
+    assert f"limit {limit}: 4" in result.stdout
     assert "nothing was written" in result.stdout
     assert sandbox.api_key not in result.output
     assert block_of(queue) not in await existing_blocks()
-    assert await size_of_limit(f"vertex-launch:{sandbox.entity}:{queue}") is None
+    assert await size_of_limit(limit) is None
     assert not (here / "deploy.sh").exists()
 
 
@@ -129,7 +136,7 @@ async def test_two_queues_are_moved_and_an_agent_drains_both(here: Path, sandbox
 
     assert result.exit_code == 0, result.output
     assert sandbox.api_key not in result.output
-    shared = f"vertex-launch-shared:{sandbox.entity}"
+    shared = shared_limit_name(server_name(sandbox.wandb_url), sandbox.entity)
     assert await size_of_limit(shared) == 3
     for queue, name in zip(queues, blocks, strict=True):
         block = await VertexLaunchQueue.aload(name)
@@ -191,7 +198,7 @@ async def test_a_change_of_the_file_changes_only_what_it_says(here: Path, sandbo
 
     assert f"VertexLaunchQueue block {block_of(queue)}: changed max_jobs\n" in result.stdout
     assert (await VertexLaunchQueue.aload(block_of(queue))).poll_seconds == 0.5
-    limit = f"vertex-launch:{sandbox.entity}:{queue}"
+    limit = limit_of(sandbox, queue)
     assert f"limit {limit}: changed from 1 to 9" in result.stdout
     assert await size_of_limit(limit) == 9
 

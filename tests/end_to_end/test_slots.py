@@ -34,17 +34,17 @@ async def test_a_slot_that_a_restarted_server_only_counts_is_kept_and_gets_a_lea
         assert slot.lease_id is not None
         # What a server with its leases in memory knows after a restart: one slot is taken.
         await client.release_concurrency_slots_with_lease(lease_id=slot.lease_id)
-        await client.increment_concurrency_slots([block.limit_name], slots=1, mode="concurrency")
+        await client.increment_concurrency_slots([block.identity.limit_name], slots=1, mode="concurrency")
 
         assert await slots.settle()
         await slots.mend()
 
         assert slot.is_held
-        limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
+        limit = await client.read_global_concurrency_limit_by_name(block.identity.limit_name)
         assert limit.active_slots == 1
         noted = lease_of((await client.read_flow_run(flow_run.id)).labels)
         assert await others.renew_of_another(noted) == (max_jobs > 1)
         assert not await others.renew_of_another(None)
         await slots.release(slot)
-        limit = await client.read_global_concurrency_limit_by_name(block.limit_name)
+        limit = await client.read_global_concurrency_limit_by_name(block.identity.limit_name)
         assert limit.active_slots == 0

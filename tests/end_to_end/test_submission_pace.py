@@ -18,7 +18,7 @@ from prefect.states import Cancelling
 
 from prefect_vertex_launch.cli.demo.servers import free_port
 from prefect_vertex_launch.coordination.submission_rate import SubmissionRate
-from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
@@ -204,7 +204,7 @@ async def test_a_launch_whose_turn_has_not_come_can_be_ended_and_leaves_no_job(p
         queue = LaunchQueue(sandbox)
         # One may pass at once, and a slot comes back after two minutes.
         await queue.create(project=f"p-{uuid4().hex[:8]}", submissions_per_minute=1)
-        items = {launch_key(item_id): item_id for item_id in (queue.push(), queue.push())}
+        items = {queue.identity.item_key(item_id): item_id for item_id in (queue.push(), queue.push())}
 
         async def both() -> bool:
             return len(await queue.launches()) == 2 and len(await queue.jobs()) == 1

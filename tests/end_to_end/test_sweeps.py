@@ -100,7 +100,7 @@ async def test_schedulers_are_small_jobs_under_a_limit_of_their_own(prefect_api:
         assert sweep is not None
         assert sweep.state == "CANCELED"
         async with get_client() as client:
-            limit = await client.read_global_concurrency_limit_by_name(block.scheduler_limit_name)
+            limit = await client.read_global_concurrency_limit_by_name(block.identity.scheduler_limit_name)
         assert (limit.limit, limit.active_slots) == (1, 0)
 
 

@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
 from prefect_vertex_launch.coordination.launch_record import lease_of
-from prefect_vertex_launch.core.labels import ITEM_LABEL, launch_key
+from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
 from prefect_vertex_launch.flows.agent import agent
@@ -47,7 +47,7 @@ async def drained(queue: LaunchQueue, happens: Callable[[], Awaitable[None]]) ->
 
 
 async def jobs_of(queue: LaunchQueue, item_id: str) -> list[JobRecord]:
-    found = [job for job in await queue.jobs() if job.labels.get(ITEM_LABEL) == launch_key(item_id)]
+    found = await queue.jobs_of(item_id)
     return sorted(found, key=lambda job: job.attempt)
 
 
@@ -217,7 +217,9 @@ async def test_launches_that_have_lost_their_slots_wait_for_room_and_not_for_eac
             return next(iter(await queue.jobs()), None)
 
         first = await until(any_job)
-        [waiting] = [item_id for item_id in item_ids if first.labels[ITEM_LABEL] != launch_key(item_id)]
+        [waiting] = [
+            item_id for item_id in item_ids if first.labels[ITEM_LABEL] != queue.identity.item_key(item_id)
+        ]
         await is_shown(queue, waiting, "WaitingForSlot")
         assert await jobs_of(queue, waiting) == []
         vertex.set_state(first.name, JobState.JOB_STATE_FAILED, 3, "it failed")

@@ -60,7 +60,7 @@ class _Block:
     """The queue's block, with Vertex AI's model behind it."""
 
     def __init__(self, block: VertexLaunchQueue, world: World, process: Process) -> None:
-        self.entity, self.queue = block.entity, block.queue
+        self.identity = block.identity
         self.project, self.location = block.project, block.location
         self.watch_seconds = block.watch_seconds
         self._world = world

@@ -102,7 +102,7 @@ def no_look_before_a_create(patch: pytest.MonkeyPatch) -> None:
 @noticed_by(Seed(3), 2)
 def label_differs_each_time(patch: pytest.MonkeyPatch) -> None:
     """The label by which a job is found again does not follow from the item."""
-    patch.setattr(job_fields, "launch_key", lambda _: uuid4().hex)
+    patch.setattr(job_fields.JobFields, "_item_key", property(lambda _: uuid4().hex))
 
 
 @noticed_by(Seed(3), 2, 10)

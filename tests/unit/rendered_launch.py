@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.render import Rendering, render
@@ -33,7 +34,7 @@ def read_run_spec(**changes: Any) -> RunSpec:
 
 def launch_context(**changes: Any) -> LaunchContext:
     given = {
-        "item_id": "item-1", "queue_entity": "acme", "queue_name": "gpu", "run_id": "run1",
+        "item_id": "item-1", "queue": QueueIdentity("api.wandb.ai", "acme", "gpu"), "run_id": "run1",
         "image_uri": IMAGE, "base_url": "https://api.wandb.ai", "api_key": SecretStr(KEY),
         "project": "my-project", "location": "us-central1",
     }  # fmt: skip

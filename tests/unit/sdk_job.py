@@ -12,6 +12,7 @@ from google.cloud.aiplatform_v1.services.metadata_service import MetadataService
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.core.vertex_types import AcceleratorType, CustomJob, CustomJobSpec, Scheduling
 from prefect_vertex_launch.jobspec.config.arguments import EXTRA_ARGUMENTS
 from prefect_vertex_launch.jobspec.config.machine_types import MACHINE_TYPES
@@ -174,8 +175,7 @@ tracking = st.one_of(
 
 CONTEXT = LaunchContext(
     item_id="item-1",
-    queue_entity="acme",
-    queue_name="vertex",
+    queue=QueueIdentity("api.wandb.ai", "acme", "vertex"),
     run_id="run1",
     image_uri=IMAGE,
     base_url="https://api.wandb.ai",

@@ -40,7 +40,7 @@ def test_an_ordinary_file_becomes_the_fields_of_a_block():
     migration = read(max_jobs=4, max_schedulers=2, secure_mode=True, stopped_run_timeout=90)
     assert not migration.problems
     assert migration.queues == ("q",)
-    assert migration.block_fields("team") == {
+    assert migration.block_fields("api.wandb.ai", "team") == {
         "entity": "team",
         "location": "europe-west4",
         "max_jobs": 4,
@@ -55,7 +55,7 @@ def test_an_ordinary_file_becomes_the_fields_of_a_block():
 def test_the_defaults_are_those_of_wandbs_agent():
     migration = read()
     model = AgentConfig.model_fields
-    fields = migration.block_fields("team")
+    fields = migration.block_fields("api.wandb.ai", "team")
     assert fields["max_jobs"] == model["max_jobs"].default
     assert fields["max_schedulers"] == model["max_schedulers"].default
     assert fields["secure_mode"] == model["secure_mode"].default
@@ -64,14 +64,14 @@ def test_the_defaults_are_those_of_wandbs_agent():
 
 def test_the_jobs_of_several_queues_count_under_one_limit_as_they_did_in_the_agent():
     migration = read(queues=["a", "b"], max_jobs=3)
-    fields = migration.block_fields("team")
-    assert (fields["max_jobs"], fields["shared_limits"]) == (-1, ["vertex-launch-shared:team"])
+    fields = migration.block_fields("api.wandb.ai", "team")
+    assert (fields["max_jobs"], fields["shared_limits"]) == (-1, ["vertex-launch-shared:api.wandb.ai:team"])
     assert fates(migration)["max_jobs"] is Fate.LIMIT
 
 
 def test_no_limit_stays_none_with_a_warning_about_quotas():
     migration = read(queues=["a", "b"], max_jobs=-1)
-    fields = migration.block_fields("team")
+    fields = migration.block_fields("api.wandb.ai", "team")
     assert (fields["max_jobs"], fields["shared_limits"]) == (-1, [])
     assert any("quotas" in warning for warning in migration.warnings)
 

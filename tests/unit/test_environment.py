@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from wandb.sdk.launch._project_spec import LaunchProject
 from wandb.sdk.launch.utils import MAX_ENV_LENGTHS
 
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.jobspec.config.macros import Piece
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.environment import (
@@ -42,7 +43,7 @@ def payload(**changes: Any) -> dict[str, Any]:
 
 
 CONTEXT = LaunchContext(
-    item_id="item-1", queue_entity="acme", queue_name="vertex", run_id="run1", image_uri="img:1",
+    item_id="item-1", queue=QueueIdentity("api.wandb.ai", "acme", "vertex"), run_id="run1", image_uri="img:1",
     base_url=BASE_URL, api_key=SecretStr(KEY), project="gcp", location="us-central1",
 )  # fmt: skip
 

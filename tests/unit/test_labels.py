@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +11,6 @@ from prefect_vertex_launch.core.labels import (
     job_labels,
     label_key,
     label_value,
-    launch_key,
-    queue_key,
 )
 
 RUN = {"wandb-run-id": "My.Run-ID_1"}
@@ -67,17 +63,3 @@ def test_any_text_becomes_a_label(text: str) -> None:
         assert len(part.encode()) < 128
         assert all(character in "_-" or character.isalnum() for character in part)
         assert part == part.lower()
-
-
-def test_item_and_queue_have_keys_of_their_own() -> None:
-    assert re.fullmatch(r"[0-9a-f]{40}", launch_key("item-1"))
-    assert launch_key("item-1") == launch_key("item-1") != launch_key("item-2")
-    keys = {queue_key("acme", "q"), queue_key("acme", "Q"), queue_key("acme-q", ""), queue_key("ac", "me-q")}
-    assert len(keys) == 4
-    assert queue_key("acme", "gpu queue").startswith("acme-gpu-queue-")
-
-
-@settings(max_examples=80)
-@given(st.text(st.characters(), max_size=80), st.text(st.characters(), max_size=80))
-def test_a_queue_key_is_always_a_label_value(entity: str, queue: str) -> None:
-    assert re.fullmatch(r"[a-z0-9_][a-z0-9_-]{0,62}", queue_key(entity, queue))

@@ -13,8 +13,6 @@ from prefect_vertex_launch.core.labels import (
     ITEM_LABEL,
     QUEUE_LABEL,
     RUN_ID_LABEL,
-    launch_key,
-    queue_key,
 )
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
@@ -154,8 +152,8 @@ def test_a_job_is_labelled_with_item_run_queue_and_attempt() -> None:
     assert dict(labels) == {
         "team": "a",
         RUN_ID_LABEL: "my_run",
-        ITEM_LABEL: launch_key("item-1"),
-        QUEUE_LABEL: queue_key("acme", "gpu"),
+        ITEM_LABEL: launch_context().queue.item_key("item-1"),
+        QUEUE_LABEL: launch_context().queue.key,
         ATTEMPT_LABEL: "3",
     }
 
@@ -191,7 +189,11 @@ def test_the_output_directory_is_the_same_for_every_attempt_of_an_item() -> None
         rendering = launch(spec={"staging_bucket": "gs://my-bucket/sub/"}, **context)
         return rendering.job.job_spec.base_output_directory.output_uri_prefix
 
-    assert directory() == directory(attempt=2) == f"gs://my-bucket/sub/vertex-launch/{launch_key('item-1')}"
+    assert (
+        directory()
+        == directory(attempt=2)
+        == f"gs://my-bucket/sub/vertex-launch/{launch_context().queue.item_key('item-1')}"
+    )
     assert directory(item_id="item-2") != directory()
 
 

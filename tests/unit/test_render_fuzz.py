@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, InvalidRunSpec, Permanent
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.config.arguments import ARGUMENTS
 from prefect_vertex_launch.jobspec.config.launch_options import LAUNCH_KEYS, CommandPools
@@ -28,7 +29,7 @@ API_KEY, TOKEN = "c4nary-api-key-of-forty-characters-00000", "C4NARY token $(x) 
 fuzz = settings(max_examples=100)
 
 FUZZED = LaunchContext(
-    item_id="item-1", queue_entity="acme", queue_name="vertex", run_id="run1", image_uri=IMAGE,
+    item_id="item-1", queue=QueueIdentity("api.wandb.ai", "acme", "vertex"), run_id="run1", image_uri=IMAGE,
     base_url="https://api.wandb.ai", api_key=SecretStr(API_KEY), project=PROJECT, location=LOCATION,
     macros={"A_TOKEN": TOKEN, "NUMBER": "4", "UNSET": None},
     job_entry_point=("python", "t.py"),

@@ -15,6 +15,7 @@ from wandb.sdk.launch.sweeps import utils as sweep_utils
 from wandb.sdk.launch.sweeps.scheduler import Scheduler
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec
+from prefect_vertex_launch.core.identity import QueueIdentity
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.render import render
@@ -188,7 +189,8 @@ def test_what_belongs_to_the_trials_is_no_problem_of_the_scheduler():
 def job_of(spec: RunSpec, defaults: QueueDefaults = TRAINING, image: str = "wandb:1") -> dict[str, Any]:
     config = parse_queue_config(scheduler_resource_args(spec, defaults))
     context = LaunchContext(
-        item_id="i", queue_entity="acme", queue_name="gpus", run_id=spec.run_id or "", image_uri=image,
+        item_id="i", queue=QueueIdentity("api.wandb.ai", "acme", "gpus"),
+        run_id=spec.run_id or "", image_uri=image,
         base_url="http://w", api_key=SecretStr("k" * 40), project="p", location="us-central1",
     )  # fmt: skip
     job = render(spec, config, context).job

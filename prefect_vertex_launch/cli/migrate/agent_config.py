@@ -166,8 +166,8 @@ class _Reader:
                 key,
                 text,
                 Fate.LIMIT,
-                f"{shared_limit_name('ENTITY')}, {count} for all {queue_count} queues together and for every "
-                "agent; the blocks name it in shared_limits and have max_jobs -1",
+                f"{shared_limit_name('SERVER', 'ENTITY')}, {count} for all {queue_count} queues together "
+                "and for every agent; the blocks name it in shared_limits and have max_jobs -1",
             )
         else:
             self._report.row(

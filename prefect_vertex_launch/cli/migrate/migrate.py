@@ -33,8 +33,8 @@ from prefect_vertex_launch.cli.migrate.plan import (
 from prefect_vertex_launch.cli.migrate.queue_review import QueueReview, review_queue
 from prefect_vertex_launch.coordination.prefect_api import open_prefect
 from prefect_vertex_launch.core.errors import NotFound, Problem
+from prefect_vertex_launch.core.identity import QueueIdentity, server_name
 from prefect_vertex_launch.core.json_value import is_object
-from prefect_vertex_launch.core.shared_limit import shared_limit_name
 from prefect_vertex_launch.jobspec.redaction import is_secret_name
 from prefect_vertex_launch.wandb.queue import WandbEndpoint, WandbQueue
 
@@ -219,25 +219,26 @@ def make_plan(
 ) -> Plan:
     """Return what is to be written for a configuration without problems."""
     blocks = names_of_blocks(migration.queues)
+    server = server_name(credentials.base_url)
     bucket = {"staging_bucket": options.staging_bucket} if options.staging_bucket else {}
     queues = tuple(
         QueuePlan(
             block=blocks[queue],
-            fields={"queue": queue, "project": project, **migration.block_fields(entity), **bucket},
+            fields={"queue": queue, "project": project, **migration.block_fields(server, entity), **bucket},
             macros=allowed_macros(review) if options.allow_macros else (),
         )
         for queue, review in reviews.items()
     )
-    limits = {queue.limit_name: migration.max_jobs for queue in queues if migration.max_jobs != UNLIMITED}
+    limits = [QueueIdentity(server, entity, queue).limit_name for queue in reviews]
     if migration.shares_its_limit:
-        limits = {shared_limit_name(entity): migration.max_jobs}
+        limits = [migration.limit_of_all(server, entity)]
     return Plan(
         wandb_block=options.wandb_credentials or f"wandb-{block_form(entity)}",
         wandb_credentials=None if options.wandb_credentials else credentials,
         gcp_block=options.gcp_credentials or f"gcp-{block_form(project)}",
         project=None if options.gcp_credentials else project,
         queues=queues,
-        limits=limits,
+        limits={} if migration.max_jobs == UNLIMITED else dict.fromkeys(limits, migration.max_jobs),
         log_level=migration.log_level,
     )
 

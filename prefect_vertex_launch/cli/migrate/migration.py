@@ -64,13 +64,17 @@ class Migration:
         """Whether several queues count under one limit."""
         return len(self.queues) > 1 and self.max_jobs != UNLIMITED
 
-    def block_fields(self, entity: str) -> dict[str, Any]:
+    def limit_of_all(self, server: str, entity: str) -> str:
+        """Return the limit under which all queues count, where they share one."""
+        return shared_limit_name(server, entity)
+
+    def block_fields(self, server: str, entity: str) -> dict[str, Any]:
         """Return the fields of a VertexLaunchQueue block that are the same for every queue of the agent."""
         return {
             "entity": entity,
             "location": self.location,
             "max_jobs": UNLIMITED if self.shares_its_limit else self.max_jobs,
-            "shared_limits": [shared_limit_name(entity)] if self.shares_its_limit else [],
+            "shared_limits": [self.limit_of_all(server, entity)] if self.shares_its_limit else [],
             "max_schedulers": self.max_schedulers,
             "secure_mode": self.secure_mode,
             "stop_grace_seconds": self.stop_grace_seconds,

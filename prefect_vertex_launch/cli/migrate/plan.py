@@ -29,11 +29,6 @@ class QueuePlan:
     fields: dict[str, Any]
     macros: tuple[str, ...] = ()
 
-    @property
-    def limit_name(self) -> str:
-        """The limit that stands for the block's max_jobs."""
-        return str(VertexLaunchQueue.model_construct(**self.fields).limit_name)
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -11,7 +11,6 @@ from prefect.utilities.urls import url_for
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.core.diagnosis import console_url, diagnose, logs_url
-from prefect_vertex_launch.core.labels import launch_key
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.launch.final_state import summary_of
 from prefect_vertex_launch.launch.item import QueueItem
@@ -57,12 +56,12 @@ class ItemStatus:
 def launched_status(
     block: VertexLaunchQueue, flow_run: FlowRun, jobs: Mapping[str, JobRecord], *, all_read: bool
 ) -> ItemStatus:
-    """Return the status of a launched item, from its flow run and the jobs by launch key.
+    """Return the status of a launched item, from its flow run and the jobs by item key.
 
     `all_read` says whether every system could be read: only then is a missing job known to be missing.
     """
     item = QueueItem.model_validate(flow_run.parameters["item"])
-    job = jobs.get(launch_key(item.item_id))
+    job = jobs.get(block.identity.item_key(item.item_id))
     run = item.run
     created = created_at(flow_run)
     return ItemStatus(

@@ -20,10 +20,10 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.cli.status.item_status import ItemStatus, created_at, launched_status
-from prefect_vertex_launch.coordination.launch_record import PRODUCT_TAG, parents_of, queue_tag
+from prefect_vertex_launch.coordination.launch_record import PRODUCT_TAG, parents_of
 from prefect_vertex_launch.coordination.prefect_api import AGENT_FLOW, LAUNCH_FLOW, read_flow_runs
 from prefect_vertex_launch.core.errors import LaunchError, NotFound
-from prefect_vertex_launch.core.labels import ITEM_LABEL, QUEUE_LABEL, launch_key, queue_key
+from prefect_vertex_launch.core.labels import ITEM_LABEL, QUEUE_LABEL
 from prefect_vertex_launch.core.states import ItemState, JobRecord
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.regions import PARENT
@@ -119,14 +119,14 @@ class QueueReader:
     async def _flow_runs(
         self, states: Sequence[StateType], sort: FlowRunSort, most: int | None = None
     ) -> list[FlowRun]:
-        tags = [PRODUCT_TAG, queue_tag(self.block.entity, self.block.queue)]
+        tags = [PRODUCT_TAG, self.block.identity.tag]
         return await read_flow_runs(
             self.client, flow=LAUNCH_FLOW, tags=tags, states=states, sort=sort, most=most
         )
 
     async def _slots_taken(self) -> int | None:
         try:
-            limit = await self.client.read_global_concurrency_limit_by_name(self.block.limit_name)
+            limit = await self.client.read_global_concurrency_limit_by_name(self.block.identity.limit_name)
         except ObjectNotFound:
             return None
         return limit.active_slots
@@ -153,7 +153,7 @@ class QueueReader:
         return [f"projects/{self.block.project}/locations/{location}" for location in self.block.locations]
 
     async def _jobs(self, flow_runs: Sequence[FlowRun], problems: list[str]) -> dict[str, JobRecord]:
-        """Return the jobs of these launches by launch key; where they cannot be read is in `problems`.
+        """Return the jobs of these launches by item key; where they cannot be read is in `problems`.
 
         Of several jobs for one item it is that of the last attempt, and of two of them the older.
         """
@@ -161,8 +161,7 @@ class QueueReader:
             return {}
         since = (min(map(created_at, flow_runs)) - _CLOCK_LEEWAY).astimezone(UTC)
         selection = (
-            f'labels.{QUEUE_LABEL}="{queue_key(self.block.entity, self.block.queue)}"'
-            f' AND create_time>="{since:%Y-%m-%dT%H:%M:%SZ}"'
+            f'labels.{QUEUE_LABEL}="{self.block.identity.key}" AND create_time>="{since:%Y-%m-%dT%H:%M:%SZ}"'
         )
         services = [self._service(parent) for parent in sorted(self._parents(flow_runs))]
         pages = await asyncio.gather(
@@ -176,7 +175,7 @@ class QueueReader:
         return labelled | await _or_problem(self._adopted_jobs(flow_runs), {}, problems)
 
     async def _adopted_jobs(self, flow_runs: Sequence[FlowRun]) -> dict[str, JobRecord]:
-        """Return the jobs that W&B's own agent had made, which have no label of ours, by launch key."""
+        """Return the jobs that W&B's own agent had made, which have no label of ours, by item key."""
         found: dict[str, JobRecord] = {}
         for flow_run in flow_runs:
             item = QueueItem.model_validate(flow_run.parameters["item"])
@@ -184,7 +183,7 @@ class QueueReader:
                 with contextlib.suppress(NotFound):
                     match = PARENT.match(item.job_name)
                     jobs = self._service(match[0] if match else self._own_parents()[0])
-                    found[launch_key(item.item_id)] = await jobs.get(item.job_name)
+                    found[self.block.identity.item_key(item.item_id)] = await jobs.get(item.job_name)
         return found
 
     async def _waiting(self, launched: set[str]) -> list[tuple[str, ItemState]]:
