@@ -71,13 +71,18 @@ class LaunchPools:
         self._context = context
         self._findings = findings
 
-    def fill(self, config: QueueConfig) -> None:
-        """Put the launch's variables, arguments and entry point into its pools of `config`."""
+    def fill(self, config: QueueConfig) -> Mapping[int, Mapping[str, str]]:
+        """Put the launch's variables, arguments and entry point into its pools of `config`.
+
+        Returns the variables by the pool's index.
+        """
         pools: list[dict[str, Any]] = config.spec.get("worker_pool_specs", [])
         path = config.path_of("spec", "worker_pool_specs")
-        for index, environment in self._environments(config, pools).items():
+        environments = self._environments(config, pools)
+        for index, environment in environments.items():
             if index < len(pools):
                 self._fill_pool(pools[index], at(path, index), environment)
+        return environments
 
     def _environments(
         self, config: QueueConfig, pools: list[dict[str, Any]]

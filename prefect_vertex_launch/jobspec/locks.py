@@ -15,7 +15,8 @@ program, or its `args` where the image has no entry point: there the args are ma
 
 A locked command is worth nothing if something else decides what it does. So where commands are locked,
 these are refused as well, unless the block itself says so: code of a W&B job, environment variables other
-than the launch's own, and shells from the console.
+than the launch's own, variables that Vertex AI would fill into words, mounted file systems, and shells from
+the console.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -31,7 +32,7 @@ from google.protobuf import json_format
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, shown
 from prefect_vertex_launch.core.vertex_types import CustomJob
-from prefect_vertex_launch.jobspec.own_words import OwnWords, networks_of, words_of
+from prefect_vertex_launch.jobspec.own_words import MOUNTS, OwnWords, networks_of, words_of
 from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
 
 _WHY: Final = "the queue's block locks it"
@@ -44,6 +45,9 @@ _IMAGE: Final = re.compile(
     rf"(?P<name>(?:{_HOST}(?:\.{_HOST})*(?::[0-9]+)?/)?{_STEP}(?:/{_STEP})*)"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?P<digest>@[A-Za-z0-9+._-]+:[0-9a-fA-F]{32,})?"
 )
+
+# What Vertex AI fills in; `$$(NAME)` stands for the text itself.
+_EXPANSION: Final = re.compile(r"(?<!\$)(?:\$\$)*\$\(([^()$]+)\)")
 
 PathOf = Callable[[str, str], str]
 
@@ -96,13 +100,15 @@ class LaunchProgram:
         entry_point: The launch's own entry point.
         job_entry_point: The entry point of its W&B job.
         has_code: Whether code comes with its W&B job.
-        variables: Names of the variables that every launch sets.
+        variables: The variables that the launch has set, by the index of the pool.
+        open_variables: Names of those that may have any value where the launch runs.
     """
 
     entry_point: tuple[str, ...] = ()
     job_entry_point: tuple[str, ...] = ()
     has_code: bool = False
-    variables: frozenset[str] = frozenset()
+    open_variables: frozenset[str] = frozenset()
+    variables: Mapping[int, Mapping[str, str]] = field(default_factory=dict[int, Mapping[str, str]])
 
 
 def check_locks(
@@ -151,7 +157,8 @@ class _Check:
         self._entry_points(pools)
         self._code()
         for index, pool in enumerate(pools):
-            self._pool(pool, at(self._path_of("spec", "worker_pool_specs"), index))
+            variables = self._program.variables.get(index)
+            self._pool(pool, variables, at(self._path_of("spec", "worker_pool_specs"), index))
         self._accounts_and_networks(spec)
         self._machines_from_elsewhere(spec)
         self._shells(spec)
@@ -202,7 +209,8 @@ class _Check:
                 "Build an image with the code in it, or ask the queue's owner to allow the command *.",
             )
 
-    def _pool(self, pool: Mapping[str, Any], where: str) -> None:
+    def _pool(self, pool: Mapping[str, Any], variables: Mapping[str, str] | None, where: str) -> None:
+        """Check one pool; `variables` are what the launch has set in it, None if it does not run there."""
         machine: Mapping[str, Any] = pool.get("machine_spec", {})
         self._hold(
             machine.get("machine_type", ""),
@@ -213,11 +221,13 @@ class _Check:
         )
         if container := pool.get("container_spec"):
             self._image(container.get("image_uri", ""), at(at(where, "container_spec"), "image_uri"))
-            self._command(container, at(where, "container_spec"))
+            self._command(container, variables, at(where, "container_spec"))
         if package := pool.get("python_package_spec"):
             path = at(where, "python_package_spec")
             self._image(package.get("executor_image_uri", ""), at(path, "executor_image_uri"))
-            self._command(package, path)
+            self._command(package, variables, path)
+        for name in MOUNTS:
+            self._mounts(pool.get(name, ()), at(where, name))
 
     def _image(self, image: str, where: str) -> None:
         patterns, own = self._locks.images, self._own.images
@@ -235,11 +245,12 @@ class _Check:
                 where, f"{shown(image)} is not an allowed image", {*patterns, *own}, "Allowed images"
             )
 
-    def _command(self, task: Mapping[str, Any], where: str) -> None:
+    def _command(self, task: Mapping[str, Any], variables: Mapping[str, str] | None, where: str) -> None:
         patterns, words = self._locked_commands, words_of(task)
         if patterns is None:
             return
-        self._variables(task, at(where, "env"))
+        self._variables(task, variables, at(where, "env"))
+        self._expansions(task, where)
         launched = self._program.entry_point or self._program.job_entry_point
         if task.get("command") and words == launched and self._locks.entry_points is not None:
             return  # _entry_points has checked it
@@ -255,10 +266,36 @@ class _Check:
         own = map(shlex.join, self._own.commands)
         self._refuse(at(where, name), what, {*patterns, *own}, "Allowed commands")
 
-    def _variables(self, task: Mapping[str, Any], where: str) -> None:
+    def _expansions(self, task: Mapping[str, Any], where: str) -> None:
+        """Refuse `$(NAME)` in words that are not the block's own: Vertex AI would fill the variable in."""
+        names = {variable.get("name") for variable in task.get("env", ())}
+        for part in ("command", "args"):
+            for index, word in enumerate(task.get(part, ())):
+                found = [name for name in _EXPANSION.findall(word) if name in names]
+                if found and not self._own.has_word(word):
+                    self._findings.refuse(
+                        at(at(where, part), index),
+                        f"$({found[0]}) may not be used by a launch",
+                        "the queue's block locks commands, and a variable's value may be a secret",
+                        f"Write $$({found[0]}) for the text itself, or read the variable in the program.",
+                    )
+
+    def _mounts(self, mounts: Sequence[Mapping[str, Any]], where: str) -> None:
+        for index, mount in enumerate(mounts):
+            if self._locked_commands is not None and mount not in self._own.mounts:
+                self._findings.refuse(
+                    at(where, index),
+                    f"{shown(str(mount.get('mount_point', '')))} may not be mounted by a launch",
+                    "the queue's block locks commands, and files decide what a command does",
+                    "Remove it, or ask the queue's owner to mount it in the block's spec.",
+                )
+
+    def _variables(self, task: Mapping[str, Any], variables: Mapping[str, str] | None, where: str) -> None:
         for index, variable in enumerate(task.get("env", ())):
             name, value = variable.get("name", ""), variable.get("value", "")
-            if name in self._program.variables:
+            if variables is not None and (
+                name in self._program.open_variables or variables.get(name) == value
+            ):
                 continue
             if not self._own.has_variable(name, value):
                 self._findings.refuse(
@@ -279,6 +316,9 @@ class _Check:
         )
         networks, own = self._locks.networks, self._own.networks
         self._hold(spec.get("network", ""), self._path_of("run", "network"), networks, own, "network")
+        where = self._path_of("run", "reserved_ip_ranges")
+        for index, ip_range in enumerate(spec.get("reserved_ip_ranges", ())):
+            self._hold(ip_range, at(where, index), networks, self._own.ip_ranges, "network")
         for network in networks_of(spec.get("psc_interface_config")):
             where = at(self._path_of("run", "psc_interface_config"), "network_attachment")
             self._hold(network, where, networks, own, "network")

@@ -8,7 +8,7 @@ exception, because what a macro brings into them can be checked.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,9 @@ from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, FilledSiz
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.config.worker_pools import TASKS
 from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
+
+# The file systems that a pool mounts.
+MOUNTS: Final = ("nfs_mounts", "lustre_mounts")
 
 _LAUNCH_MACRO: Final = re.compile(r"\$\{(?:" + "|".join(LAUNCH_MACROS) + r")\}")
 # What a launch may bring into a command of the block's by a macro: nothing that a shell would act on.
@@ -38,6 +41,9 @@ class OwnWords:
     variables: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     persistent_resources: set[str] = field(default_factory=set[str])
     flags: set[str] = field(default_factory=set[str])
+    ip_ranges: set[str] = field(default_factory=set[str])
+    mounts: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
+    words: set[str] = field(default_factory=set[str])
 
     def has_command(self, words: Sequence[str]) -> bool:
         """Tell whether the block says this command; what its macros brought in must be plain."""
@@ -49,6 +55,10 @@ class OwnWords:
             )
             for command in self.commands
         )
+
+    def has_word(self, word: str) -> bool:
+        """Tell whether the block says this word of a command or its arguments, with nothing brought in."""
+        return word in self.words
 
     def has_variable(self, name: str, value: str) -> bool:
         """Tell whether the block sets this variable; its macros may have brought in anything."""
@@ -100,8 +110,13 @@ def _collect(arguments: Mapping[str, Any], own: OwnWords) -> None:
         words.update(_texts(arguments.get(name)))
     own.flags.update(name for name, value in arguments.items() if value is True)
     own.networks.update(networks_of(arguments.get("psc_interface_config")))
+    for ip_range in arguments.get("reserved_ip_ranges") or ():
+        own.ip_ranges.update(_texts(ip_range))
     pools: Any = arguments.get("worker_pool_specs")
     for pool in filter(is_object, pools if is_list(pools) else ()):
+        for name in MOUNTS:
+            mounts: Any = pool.get(name)
+            own.mounts += [mount for mount in mounts or () if is_object(mount) and _is_own(mount.values())]
         machine: Any = pool.get("machine_spec")
         own.machine_types.update(_texts(machine.get("machine_type") if is_object(machine) else None))
         for task_name in TASKS:
@@ -112,7 +127,13 @@ def _collect(arguments: Mapping[str, Any], own: OwnWords) -> None:
 def _collect_task(task: Mapping[str, Any], own: OwnWords) -> None:
     own.images.update(_texts(task.get("image_uri")), _texts(task.get("executor_image_uri")))
     own.commands.add(words_of(task))
+    for word in (*(task.get("command") or ()), *(task.get("args") or ())):
+        own.words.update(_texts(word))
     own.variables.update((item["name"], item.get("value") or "") for item in task.get("env") or ())
+
+
+def _is_own(values: Iterable[Any]) -> bool:
+    return all(any(_texts(value)) for value in values)
 
 
 def _texts(value: Any) -> Iterator[str]:

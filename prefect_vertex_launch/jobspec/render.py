@@ -24,6 +24,7 @@ The other pools (a reduction server, say) are left as the queue wrote them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ from prefect_vertex_launch.jobspec.config.config_check import QueueConfig
 from prefect_vertex_launch.jobspec.config.macros import too_large_job
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.context import LaunchContext
-from prefect_vertex_launch.jobspec.environment import RUN_GROUP, launch_environment, literal_text
+from prefect_vertex_launch.jobspec.environment import RUN_GROUP, literal_text
 from prefect_vertex_launch.jobspec.filled_config import fill_config
 from prefect_vertex_launch.jobspec.job_fields import JobFields
 from prefect_vertex_launch.jobspec.launch_pools import LaunchPools, find_launch_pools
@@ -100,12 +101,12 @@ class _Renderer:
         indices = find_launch_pools(given, context.image_uri, findings)
         config = fill_config(given, run_spec, context, findings)
         self._check_home(config)
-        LaunchPools(indices, given.launch, run_spec, context, findings).fill(config)
+        variables = LaunchPools(indices, given.launch, run_spec, context, findings).fill(config)
         job_fields = JobFields(run_spec.run_name, context, self._secrets, findings).of(config)
         self._raise_problems()
         job = CustomJob(**job_fields)
         self._check_size(job)
-        self._secure(job, indices, config)
+        self._secure(job, variables, config)
         return Rendering(
             parent=context.parent,
             job=job,
@@ -138,20 +139,22 @@ class _Renderer:
                 "is where the job runs; it is for artifacts that are kept elsewhere",
             )
 
-    def _secure(self, job: CustomJob, launch_pools: tuple[int, ...], config: QueueConfig) -> None:
+    def _secure(
+        self, job: CustomJob, variables: Mapping[int, Mapping[str, str]], config: QueueConfig
+    ) -> None:
         """Check the finished job against the block's locks, then put in front what its commands need."""
         context, entry_point = self._context, self._run_spec.overrides.entry_point
         if context.locks is not None:
-            names = launch_environment(self._run_spec, context, may_start_again=True)
             program = LaunchProgram(
                 entry_point=entry_point,
                 job_entry_point=context.job_entry_point,
                 has_code=context.code is not None,
-                variables=frozenset({*names, RUN_GROUP}),
+                variables=variables,
+                open_variables=frozenset({RUN_GROUP}),
             )
             own = own_words(context.block_defaults or QueueDefaults(spec={}, run={}), context.macros)
             check_locks(job, program, context.locks, own, path_of=config.path_of, findings=self._findings)
-        put_in_front(job, launch_pools, context, path_of=config.path_of, findings=self._findings)
+        put_in_front(job, tuple(variables), context, path_of=config.path_of, findings=self._findings)
         self._raise_problems()
 
     def _check_size(self, job: CustomJob) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.cloud.aiplatform_v1 import CustomJobSpec
 
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.job_source import JobCode
@@ -388,3 +389,117 @@ def test_a_long_text_is_held_against_a_pattern_with_many_stars(stars: int) -> No
     image = "x/" + "a/" * 100_000 + "a"
     assert list(refused(pool(image), **locks(images=[allowed]))) == [IMAGE_PATH]
     assert launch(pool(f"{image}/b"), **locks(images=[allowed]))
+
+
+# --- what goes round the locks
+
+
+def test_in_a_pool_where_the_launch_does_not_run_its_variables_are_the_submitters() -> None:
+    train = {"image_uri": IMAGE, "command": TRAIN}
+    given = block(pool(**train), pool(**train))
+    theirs = [{"name": "WANDB_BASE_URL", "value": "https://theirs.example.com"}]
+    problems = refused(
+        pool(**train, env=theirs),
+        pool(**train),
+        options={"command_pools": [1]},
+        **locks(commands=[]),
+        **given,
+    )
+    assert "'WANDB_BASE_URL' may not be set by a launch" in problems[f"{POOL}.container_spec.env[0]"]
+
+
+def test_where_the_launch_runs_its_variables_have_its_values() -> None:
+    train = {"image_uri": IMAGE, "command": TRAIN}
+    theirs = [{"name": "WANDB_BASE_URL", "value": "https://theirs.example.com"}]
+    rendering = launch(pool(**train, env=theirs), **locks(commands=[]), **block(pool(**train)))
+    [value] = [each.value for each in task_of(rendering).env if each.name == "WANDB_BASE_URL"]
+    assert "theirs" not in value
+
+
+@pytest.mark.parametrize("word", ["--name=$(WANDB_API_KEY)", "$(TEAM_TOKEN)", "$$$(TEAM_TOKEN)"])
+def test_a_launch_s_words_bring_no_variable_of_the_block_out(word: str) -> None:
+    own = pool(command=TRAIN, env=[{"name": "TEAM_TOKEN", "value": "t"}])
+    item = {"overrides": {"args": [word]}}
+    problems = refused(own, item=item, **locks(commands=[]), **block(own))
+    assert "may not be used by a launch" in problems[f"{ARGS_PATH}[0]"]
+
+
+@pytest.mark.parametrize("word", ["$$(TEAM_TOKEN)", "$(NO_VARIABLE)", "$TEAM_TOKEN", "$()"])
+def test_a_word_in_which_nothing_is_filled_in_is_taken(word: str) -> None:
+    own = pool(command=TRAIN, env=[{"name": "TEAM_TOKEN", "value": "t"}])
+    assert launch(own, item={"overrides": {"args": [word]}}, **locks(commands=[]), **block(own))
+
+
+def test_the_block_s_own_words_may_use_variables_and_without_locks_everybody_s_may() -> None:
+    own = pool(command=TRAIN, args=["$(WANDB_RUN_ID)"])
+    assert launch(own, **locks(commands=[]), **block(own))
+    assert launch(pool(command=TRAIN), item={"overrides": {"args": ["$(WANDB_RUN_ID)"]}})
+
+
+NFS = {"server": "10.0.0.2", "path": "/exports", "mount_point": "data"}
+LUSTRE = {
+    "instance_ip": "10.0.0.3", "volume_handle": "p/l/i", "filesystem": "lustre", "mount_point": "data",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mount"), [("nfs_mounts", NFS), ("lustre_mounts", LUSTRE)])
+def test_mounts_are_no_way_round_the_lock_of_commands(kind: str, mount: dict[str, str]) -> None:
+    given = {**pool(command=TRAIN), kind: [mount]}
+    assert launch(given, **locks(commands=[]), **block(given))
+    other = {**pool(command=TRAIN), kind: [{**mount, "mount_point": "others"}]}
+    problems = refused(other, **locks(commands=[]), **block(given))
+    assert "'others' may not be mounted by a launch" in problems[f"{POOL}.{kind}[0]"]
+
+
+def test_ip_ranges_are_held_against_the_lock_of_networks() -> None:
+    network = "projects/1/global/networks/n"
+    run = {"network": network, "reserved_ip_ranges": ["ours"]}
+    assert launch(pool(), run=run, **locks(networks=[]), **block(**run))
+    theirs = {"network": network, "reserved_ip_ranges": ["theirs"]}
+    problems = refused(pool(), run=theirs, **locks(networks=[]), **block(**run))
+    assert ["'theirs' is not an allowed network" in problem for problem in problems.values()] == [True]
+
+
+# What a lock holds, by its path in a CustomJobSpec, and what docs/security.md says that none holds.
+LOCKED = {
+    "service_account", "network", "reserved_ip_ranges", "persistent_resource_id", "enable_web_access",
+    "enable_dashboard_access", "psc_interface_config.network_attachment",
+    "psc_interface_config.dns_peering_configs.target_project",
+    "psc_interface_config.dns_peering_configs.target_network",
+    "worker_pool_specs.container_spec.image_uri", "worker_pool_specs.container_spec.command",
+    "worker_pool_specs.container_spec.env.name", "worker_pool_specs.container_spec.env.value",
+    "worker_pool_specs.python_package_spec.executor_image_uri",
+    "worker_pool_specs.python_package_spec.package_uris",
+    "worker_pool_specs.python_package_spec.python_module",
+    "worker_pool_specs.python_package_spec.env.name", "worker_pool_specs.python_package_spec.env.value",
+    "worker_pool_specs.nfs_mounts.server", "worker_pool_specs.nfs_mounts.path",
+    "worker_pool_specs.nfs_mounts.mount_point", "worker_pool_specs.lustre_mounts.instance_ip",
+    "worker_pool_specs.lustre_mounts.volume_handle", "worker_pool_specs.lustre_mounts.filesystem",
+    "worker_pool_specs.lustre_mounts.mount_point", "worker_pool_specs.machine_spec.machine_type",
+}  # fmt: skip
+OPEN = {
+    "worker_pool_specs.container_spec.args", "worker_pool_specs.python_package_spec.args",
+    "worker_pool_specs.replica_count", "worker_pool_specs.disk_spec", "worker_pool_specs.machine_spec",
+    "psc_interface_config.dns_peering_configs.domain", "scheduling", "base_output_directory",
+    "tensorboard", "experiment",
+    "experiment_run", "models", "protected_artifact_location_id",
+}  # fmt: skip
+
+
+def fields_of(message: Any, path: str = "") -> set[str]:
+    found: set[str] = set()
+    for field in message.fields:
+        where = f"{path}{field.name}"
+        found |= fields_of(field.message_type, f"{where}.") if field.message_type else {where}
+    return found
+
+
+def test_each_field_of_a_job_is_held_by_a_lock_or_named_as_open() -> None:
+    kind: Any = CustomJobSpec
+    of_google = fields_of(kind.pb(kind()).DESCRIPTOR)
+    unknown = {
+        field
+        for field in of_google - LOCKED
+        if not any(field == o or field.startswith(f"{o}.") for o in OPEN)
+    }
+    assert unknown == set()
