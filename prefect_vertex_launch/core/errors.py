@@ -11,7 +11,8 @@
         ├── PermissionDenied       a known caller that may not do this
         ├── NotFound               a queue, item, run or job that is not there
         ├── Conflict               a write that someone else made first
-        └── Refused                anything else the other side will not do, in its own words
+        ├── Refused                anything else the other side will not do, in its own words
+        └── Unforeseen             an error of our own that nobody foresaw; the log has its traceback
 
 No message ever holds a secret: errors are shown in the Prefect UI and at W&B.
 """
@@ -19,8 +20,10 @@ No message ever holds a secret: errors are shown in the Prefect UI and at W&B.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import astuple, dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,20 @@ class Problem:
             text += f". {self.fix}"
         return text
 
+    def masked(self, mask: Callable[[str], str]) -> Problem:
+        """Return the problem with each of its texts as `mask` returns it."""
+        return Problem(*(mask(text) for text in astuple(self)))
+
 
 class LaunchError(Exception):
     """The root of every error that the core raises on purpose."""
+
+    def masked(self, mask: Callable[[str], str]) -> Self:
+        """Return the error with its text as `mask` returns it, and without the errors behind it."""
+        masked = copy.copy(self)
+        masked.args = tuple(mask(text) if isinstance(text, str) else text for text in self.args)
+        masked.__cause__ = masked.__context__ = masked.__traceback__ = None
+        return masked
 
 
 class Transient(LaunchError):
@@ -83,6 +97,13 @@ class Permanent(LaunchError):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__(self.problems)
 
+    def masked(self, mask: Callable[[str], str]) -> Self:
+        """Return the error with each text of its problems as `mask` returns it."""
+        masked = super().masked(mask)
+        masked.problems = tuple(problem.masked(mask) for problem in self.problems)
+        masked.args = (masked.problems,)
+        return masked
+
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return str(self.problems[0])
@@ -117,6 +138,10 @@ class Conflict(Permanent):
 
 class Refused(Permanent):
     """The other side refused the request; its own words are in the problem."""
+
+
+class Unforeseen(Permanent):
+    """Something that nobody foresaw; `core.unforeseen` makes it, with a reference to the log."""
 
 
 @contextlib.contextmanager

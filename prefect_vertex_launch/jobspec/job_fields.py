@@ -16,10 +16,10 @@ from prefect_vertex_launch.core.labels import (
     RUN_ID_LABEL,
     job_labels,
 )
+from prefect_vertex_launch.core.secrets import MIN_SECRET_CHARACTERS
 from prefect_vertex_launch.jobspec.config.arguments import EXTRA_ARGUMENTS
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig
 from prefect_vertex_launch.jobspec.context import LaunchContext
-from prefect_vertex_launch.jobspec.redaction import mask
 
 _MAX_DISPLAY_NAME: Final = 128
 
@@ -122,7 +122,8 @@ class JobFields:
 
     def _refuse_secret(self, texts: Iterable[str], path: str) -> None:
         """Refuse a secret that a macro has brought where everybody may read it."""
-        if any(mask(text, self._secrets) != text for text in texts):
+        secrets = [secret for secret in self._secrets if len(secret) >= MIN_SECRET_CHARACTERS]
+        if any(secret in text for text in texts for secret in secrets):
             self._findings.refuse(
                 path,
                 "holds the value of a secret macro",

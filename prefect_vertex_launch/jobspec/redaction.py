@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf import json_format
 
 from prefect_vertex_launch.core.json_value import is_list, is_object
+from prefect_vertex_launch.core.secrets import MASK, MIN_SECRET_CHARACTERS, is_secret_name
 from prefect_vertex_launch.core.vertex_types import CustomJob
-
-MASK: Final = "********"
-_SECRET_NAME_PARTS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
-# Shorter texts are found everywhere; masking them would make a job unreadable and hide nothing.
-_MIN_SECRET_CHARACTERS: Final = 6
-# Messages show only the beginning of a long text.
-_PREFIX_CHARACTERS: Final = 12
-
-
-def is_secret_name(name: str) -> bool:
-    """Tell whether a variable of this name is likely to hold a secret."""
-    return any(part in name.upper() for part in _SECRET_NAME_PARTS)
-
-
-def mask(text: str, secrets: Iterable[str]) -> str:
-    """Return `text` with every occurrence of every secret replaced, also of one that was cut short."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _MIN_SECRET_CHARACTERS:
-            text = text.replace(secret, MASK)
-        if len(secret) >= 2 * _PREFIX_CHARACTERS:
-            text = text.replace(secret[:_PREFIX_CHARACTERS], MASK)
-    return text
 
 
 def redacted_job(job: CustomJob, secrets: Iterable[str]) -> dict[str, Any]:
@@ -49,7 +28,15 @@ def redacted_job(job: CustomJob, secrets: Iterable[str]) -> dict[str, Any]:
     # All texts at once: a job may have a hundred thousand, and as many secrets as it has variables.
     # None of them holds a NUL, which no field of a job takes.
     whole = "\0".join(_texts(view))
-    return _masked(view, iter(mask(whole, {secret for secret in hidden if "\0" not in secret}).split("\0")))
+    return _masked(view, iter(_without(whole, hidden).split("\0")))
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    # In a job they stand as they are: nobody has quoted or cut them.
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= MIN_SECRET_CHARACTERS and "\0" not in secret:
+            text = text.replace(secret, MASK)
+    return text
 
 
 def _variables(view: dict[str, Any]) -> Iterable[dict[str, Any]]:

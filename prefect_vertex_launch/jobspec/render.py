@@ -28,10 +28,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
+from prefect_vertex_launch.core.errors import InvalidQueueConfig
 from prefect_vertex_launch.core.findings import Findings, TooManyProblems
 from prefect_vertex_launch.core.json_value import MAX_JOB_BYTES, shown
 from prefect_vertex_launch.core.labels import label_value
+from prefect_vertex_launch.core.secrets import is_secret_name, mask
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.bootstrap import put_in_front
 from prefect_vertex_launch.jobspec.config.config_check import QueueConfig
@@ -44,7 +45,7 @@ from prefect_vertex_launch.jobspec.job_fields import JobFields
 from prefect_vertex_launch.jobspec.launch_pools import LaunchPools, find_launch_pools
 from prefect_vertex_launch.jobspec.locks import LaunchProgram, check_locks
 from prefect_vertex_launch.jobspec.own_words import own_words
-from prefect_vertex_launch.jobspec.redaction import is_secret_name, mask, redacted_job
+from prefect_vertex_launch.jobspec.redaction import redacted_job
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
 
 # Arguments that name a resource as projects/…/locations/<region>/…
@@ -160,7 +161,7 @@ class _Renderer:
     def _check_size(self, job: CustomJob) -> None:
         """Refuse a job that no request can hold, whatever the launch has put into its pools."""
         kind: Any = CustomJob
-        size_bytes: int = kind.pb(job).ByteSize()
+        size_bytes = len(kind.pb(job).SerializeToString())
         if size_bytes > MAX_JOB_BYTES:
             what = f"{size_bytes // 1024} KiB, with what the launch adds to its pools"
             raise InvalidQueueConfig(too_large_job("the whole job", what))
@@ -171,11 +172,7 @@ class _Renderer:
 
     def refusal(self) -> InvalidQueueConfig:
         """Return what has been found so far, without its secrets."""
-        return InvalidQueueConfig([self._without_secrets(problem) for problem in self._findings.problems])
-
-    def _without_secrets(self, problem: Problem) -> Problem:
-        parts = (problem.where, problem.what, problem.why, problem.fix)
-        return Problem(*(mask(part, self._secrets) for part in parts))
+        return InvalidQueueConfig(self._findings.problems).masked(lambda text: mask(text, self._secrets))
 
     def _warnings(self) -> tuple[str, ...]:
         """Return the warnings of the run spec and of this rendering, without those of the configuration."""

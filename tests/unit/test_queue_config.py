@@ -154,6 +154,10 @@ def test_a_builder_is_refused_unless_empty() -> None:
         ({"sync": "no"}, "true or false"),
         ({"scheduling_strategy": "spot"}, "Did you mean SPOT?"),
         ({"scheduling_strategy": 99}, "not the number"),
+        # What is left of it in 32 bits would be the number of one.
+        ({"scheduling_strategy": 2**40}, "not the number"),
+        ({"scheduling_strategy": 2**32 + 1}, "not the number"),
+        ({"scheduling_strategy": -(2**40)}, "not the number"),
         ({"scheduling_strategy": 1.0}, "the name of"),
         ({"network": "my-vpc"}, "projects/12345/global/networks/my-vpc"),
         ({"service_account": "trainer"}, "iam.gserviceaccount.com"),

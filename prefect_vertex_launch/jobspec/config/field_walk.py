@@ -108,7 +108,8 @@ class FieldWalk:
         if isinstance(value, bool) or not isinstance(value, int):
             self.findings.expected(path, f"the name of a {descriptor.name}", value, known)
             return None
-        if value not in descriptor.values_by_number:
+        # The descriptor's own mapping cuts a number to 32 bits, and then finds 2**40 to be 0.
+        if value not in {member.number for member in descriptor.values}:
             self.findings.refuse(
                 path,
                 f"{shown(value)} is not the number of a {descriptor.name}",
