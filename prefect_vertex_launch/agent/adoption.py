@@ -7,13 +7,19 @@ import logging
 from math import inf
 
 from prefect.client.schemas.objects import FlowRun
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from prefect_vertex_launch.agent.others import Others
 from prefect_vertex_launch.agent.supervisor import Supervisor
-from prefect_vertex_launch.coordination.launch_record import CANCELLED, MAY_HAVE_DUPLICATE, parents_of
+from prefect_vertex_launch.coordination.launch_record import (
+    CANCELLED,
+    MAY_HAVE_DUPLICATE,
+    item_of,
+    parents_of,
+)
 from prefect_vertex_launch.coordination.launch_store import FRESH_SECONDS, LaunchStore
 from prefect_vertex_launch.coordination.slots import QueueSlots
+from prefect_vertex_launch.core.errors import Problem
 from prefect_vertex_launch.core.states import Requester, StopRequest
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
 from prefect_vertex_launch.launch import render
@@ -63,7 +69,7 @@ class Adoption:
         """Carry on what another agent left; return the items. Raises httpx.HTTPError."""
         looked = self._clock.monotonic()
         orphans = await self._store.find_orphans(self._supervisor.flow_run_ids())
-        items = {orphan.id: QueueItem.model_validate(orphan.parameters["item"]) for orphan in orphans}
+        items = {orphan.id: _item_of(orphan) for orphan in orphans}
         wanted = [orphan for orphan in orphans if items[orphan.id].item_id not in self._supervisor]
         adopted: set[str] = set()
         for flow_run in await self._store.adopt(wanted):
@@ -134,3 +140,17 @@ class Adoption:
                 self._slots.forget_launch(launch.flow_run_id)
             elif run.state is not None and run.state.is_cancelled() and not launch.job_ended.is_set():
                 launch.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
+
+
+def _item_of(flow_run: FlowRun) -> QueueItem:
+    """Return the item of a launch; one that cannot be read any more is failed with the reason."""
+    try:
+        return QueueItem.model_validate(flow_run.parameters["item"])
+    except (KeyError, ValidationError):
+        problem = Problem(
+            f"flow run {flow_run.name}",
+            "its parameter `item` cannot be read",
+            why="somebody has changed it, or it was made by another version",
+            fix="Push the run again.",
+        )
+        return QueueItem.unusable(item_of(flow_run.tags) or flow_run.name, problem)

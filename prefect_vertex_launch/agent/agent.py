@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import PrefectClient
 
 from prefect_vertex_launch.agent.queue_worker import QueueWorker
@@ -24,6 +23,7 @@ from prefect_vertex_launch.agent.wandb_registration import WandbRegistration, re
 from prefect_vertex_launch.coordination.call_share import CallShare
 from prefect_vertex_launch.coordination.heartbeat import Heartbeat
 from prefect_vertex_launch.coordination.mending import Mendings
+from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES, expected_or_told
 from prefect_vertex_launch.core.background import in_background
 from prefect_vertex_launch.core.clock import Clock, SystemClock
 from prefect_vertex_launch.core.errors import Conflict, LaunchError, Problem, Transient
@@ -99,8 +99,8 @@ class Agent:
         """Open a queue's clients until `stack` ends; what is wrong with it is in `failures`."""
         try:
             context = await stack.enter_async_context(open_queue(queue, clock=self._clock))
-        except (LaunchError, ValueError) as error:  # ValueError is Prefect's for a block that is not there
-            self._give_up(queue, error)
+        except Exception as error:  # noqa: BLE001 - the other queues are served all the same
+            self._give_up(queue, expected_or_told(error, where=f"queue {queue}", log=logger))
         else:
             self._add_unless_served(context)
 
@@ -177,8 +177,9 @@ class Agent:
             await self._queue_id(context)
         except Transient as error:
             logger.warning("Queue %s takes no items for now: %s", context.block_name, error)
-        except LaunchError as error:
-            self._give_up(context.block_name, error)
+        except Exception as error:  # noqa: BLE001 - as above
+            told = expected_or_told(error, where=f"queue {context.block_name}", log=logger)
+            self._give_up(context.block_name, told)
             return False
         return True
 
@@ -267,7 +268,7 @@ class Agent:
                 own = await self._client.read_flow_run(self._flow_run_id)
                 if own.state is not None and own.state.is_cancelling():
                     self.end_for(CANCELLED_IN_PREFECT)
-            except httpx.HTTPError as error:
+            except PREFECT_FAILURES as error:
                 logger.warning("Prefect could not be asked whether this agent is to stop: %s", error)
             await self._clock.sleep(CONTACT_SECONDS)
 

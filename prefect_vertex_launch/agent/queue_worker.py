@@ -18,12 +18,14 @@ from prefect_vertex_launch.agent.supervisor import StartLaunch, Supervisor
 from prefect_vertex_launch.agent.tally import Tally
 from prefect_vertex_launch.coordination.launch_store import LaunchStore, NotKept
 from prefect_vertex_launch.coordination.mending import Mendings
-from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES
+from prefect_vertex_launch.coordination.prefect_api import expected_or_told
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.coordination.slots import QueueSlots
 from prefect_vertex_launch.core.background import in_background
 from prefect_vertex_launch.core.clock import Clock
-from prefect_vertex_launch.core.errors import LaunchError, NotFound
+from prefect_vertex_launch.core.errors import LaunchError
+from prefect_vertex_launch.core.secrets import own_secrets
+from prefect_vertex_launch.core.unforeseen import unforeseen
 from prefect_vertex_launch.launch import render
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.queue_context import QueueContext
@@ -158,8 +160,9 @@ class QueueWorker:
                 adopted = await self._adoption.adopt()
                 if self._held is not None and self._held.item_id in adopted:
                     self._held = None  # the answer to its creation was lost: this is its launch
-        except PREFECT_FAILURES as error:
-            logger.warning("Prefect could not be asked for unfinished launches: %s", error)
+        except Exception as error:  # noqa: BLE001 - nothing ends an agent; the next pass looks again
+            told = expected_or_told(error, where=f"queue {self.context.block_name}", log=logger)
+            logger.warning("Prefect could not be asked for unfinished launches: %s", told)
 
     async def keep_adopting(self) -> None:
         """Look for launches that nobody carries, for ever."""
@@ -172,8 +175,9 @@ class QueueWorker:
                 if self.context.is_sure:
                     await self._settle()
                 await self._slots.mend()
-            except (*PREFECT_FAILURES, NotFound) as error:
-                logger.warning("Prefect could not be asked for launches and slots: %s", error)
+            except Exception as error:  # noqa: BLE001 - as above
+                told = expected_or_told(error, where=f"queue {self.context.block_name}", log=logger)
+                logger.warning("Prefect could not be asked for launches and slots: %s", told)
 
     async def let_go_of_others(self) -> None:
         """Leave the launches that another agent has taken over. Raises httpx.HTTPError."""
@@ -183,7 +187,7 @@ class QueueWorker:
         """Leave every launch whose job is under way to the next agent; jobs are not touched."""
         self.context.burst_is_over.set()
         self._supervisor.leave_all()
-        with contextlib.suppress(*PREFECT_FAILURES):  # its lease ends by itself
+        with contextlib.suppress(Exception):  # its lease ends by itself
             await self._release_next_slot()
         await self._supervisor.until_left()
 
@@ -234,7 +238,7 @@ class QueueWorker:
         It does not if another agent carries it already, or if it is a sweep scheduler, which counts under
         a limit of its own.
         """
-        item = QueueItem.from_popped(popped)
+        item = _kept(popped)
         if item.item_id in self._supervisor:
             # The answer to its creation was lost, and it was adopted since.
             return False
@@ -274,3 +278,13 @@ class QueueWorker:
             if launch.slot.is_held and (may_jobs_start or launch.item.is_scheduler):
                 launch.slot.admits.set()
         return is_settled
+
+
+def _kept(popped: PoppedItem) -> QueueItem:
+    """Return a popped item as its flow run keeps it, with the reason in its place if that fails."""
+    try:
+        return QueueItem.from_popped(popped)
+    except Exception as error:  # noqa: BLE001 - the item is failed with it, and the next one goes on
+        where = f"item {popped.item_id}"
+        told = unforeseen(error, where=where, log=logger, mask=own_secrets.mask)
+        return QueueItem.unusable(popped.item_id, *told.problems)

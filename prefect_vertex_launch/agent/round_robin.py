@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefect_vertex_launch.agent.queue_worker import Found, QueueWorker
-from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES
+from prefect_vertex_launch.coordination.prefect_api import expected_or_told
 from prefect_vertex_launch.core.clock import Clock, sleep_until
-from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.core.retry import Backoff
 
 logger = logging.getLogger("prefect.vertex-launch.agent")
@@ -93,8 +92,9 @@ class RoundRobin:
     async def _has_shared_room(self, turn: _Turn) -> bool:
         try:
             return await turn.worker.has_shared_room()
-        except PREFECT_FAILURES as error:
-            logger.warning("Prefect could not be asked for shared limits: %s", error)
+        except Exception as error:  # noqa: BLE001 - as below
+            told = expected_or_told(error, where="the shared limits", log=logger)
+            logger.warning("Prefect could not be asked for shared limits: %s", told)
             return False
 
     async def _start_next(self, turn: _Turn) -> Found | None:
@@ -102,11 +102,12 @@ class RoundRobin:
             return None
         try:
             found = await turn.worker.start_next()
-        except (LaunchError, *PREFECT_FAILURES) as error:
-            pause_seconds = max(self._poll_seconds, turn.backoff.next_seconds(error))
-            turn.not_before = self._clock.monotonic() + pause_seconds
+        except Exception as error:  # noqa: BLE001 - one queue's trouble is not that of the others
             queue = turn.worker.context.block_name
-            logger.warning("Nothing could be taken from %s, again in %.0f s: %s", queue, pause_seconds, error)
+            told = expected_or_told(error, where=f"queue {queue}", log=logger)
+            pause_seconds = max(self._poll_seconds, turn.backoff.next_seconds(told))
+            turn.not_before = self._clock.monotonic() + pause_seconds
+            logger.warning("Nothing could be taken from %s, again in %.0f s: %s", queue, pause_seconds, told)
             return None
         turn.backoff.reset()
         return found

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from uuid import UUID
 
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 
 from prefect_vertex_launch.coordination.launch_record import launch_tags, owner_of, parents_labels
 from prefect_vertex_launch.coordination.prefect_api import read_flow_runs_by_id
+from prefect_vertex_launch.coordination.prefect_client import prefect_client
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.coordination.slots import QueueSlots, Slots
 from prefect_vertex_launch.core.background import in_background
@@ -31,7 +32,7 @@ async def next_item(context: QueueContext) -> AsyncIterator[Launch | None]:
     it can be found like any other launch.
     """
     flow_run_id, clock = own_flow_run_id(), context.clock
-    async with get_client() as client:
+    async with prefect_client() as client:
         taken = partial(_taken_over, client)
         queue_slots = QueueSlots(context.block, client, holder_id=flow_run_id, clock=clock, taken=taken)
         slots = queue_slots.jobs

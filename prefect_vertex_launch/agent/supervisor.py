@@ -15,7 +15,7 @@ from prefect.exceptions import Abort
 
 from prefect_vertex_launch.agent.tally import Tally
 from prefect_vertex_launch.coordination.launch_store import LaunchStore
-from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES
+from prefect_vertex_launch.coordination.prefect_api import expected_or_told
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.coordination.slots import Slots
 from prefect_vertex_launch.launch.launch import Launch
@@ -118,9 +118,10 @@ class Supervisor:
             # Another agent may have taken it, or ended it even: nothing is written over what that one wrote.
             if self._context.is_sure and not launch.is_taken_over:
                 await self._leave(flow_run)
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong with one launch stays with it
             # Its flow run is not in a final state: the next adoption pass starts it again, with its slot.
-            logger.exception("The launch of item %s was interrupted", launch.item.item_id)
+            told = expected_or_told(error, where=f"item {launch.item.item_id}", log=logger)
+            logger.warning("The launch of item %s was interrupted: %s", launch.item.item_id, told)
         finally:
             if not launch.job_ended.is_set() and launch.slot in slots.unsure:
                 self.left_at = self._context.clock.monotonic()
@@ -139,5 +140,6 @@ class Supervisor:
         """Mark a launch as one to adopt. Left unmarked it is found too, once this agent's run has ended."""
         try:
             await self._store.hand_over(flow_run.id)
-        except PREFECT_FAILURES as error:
-            logger.warning("The launch %s could not be marked for adoption: %s", flow_run.name, error)
+        except Exception as error:  # noqa: BLE001 - as above
+            told = expected_or_told(error, where=f"launch {flow_run.name}", log=logger)
+            logger.warning("The launch %s could not be marked for adoption: %s", flow_run.name, told)

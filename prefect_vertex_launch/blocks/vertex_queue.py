@@ -16,6 +16,7 @@ from prefect_vertex_launch.blocks.queue_fields import QueueFields
 from prefect_vertex_launch.blocks.wandb_credentials import LOGO_URL
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, NotFound, Problem
 from prefect_vertex_launch.core.identity import QueueIdentity, server_name
+from prefect_vertex_launch.core.secrets import is_secret_name
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults, parse_queue_config
 from prefect_vertex_launch.jobspec.locks import Locks
 from prefect_vertex_launch.vertex.jobs import VertexJobs
@@ -59,7 +60,8 @@ class VertexLaunchQueue(QueueFields, Block):
     _logo_url: ClassVar[Any] = LOGO_URL
     _documentation_url: ClassVar[Any] = DOCUMENTATION_URL
 
-    model_config = ConfigDict(validate_assignment=True)
+    # An error of pydantic quotes what it was given, and that may hold keys.
+    model_config = ConfigDict(validate_assignment=True, hide_input_in_errors=True)
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -136,6 +138,15 @@ class VertexLaunchQueue(QueueFields, Block):
     def macros(self) -> dict[str, str | None]:
         """Return the allowed environment variables; None for those that are not set here."""
         return {name: os.environ.get(name) for name in self.allowed_macros}
+
+    def secrets(self) -> set[str]:
+        """Return what no text about the queue may hold: its keys, and the values of secret macros."""
+        account: Any = self.gcp_credentials.service_account_info
+        secrets = {self.wandb_credentials.api_key.get_secret_value()}
+        secrets |= {value for name, value in self.macros().items() if value and is_secret_name(name)}
+        if account is not None:
+            secrets |= {str(account.get_secret_value().get("private_key") or "")}
+        return secrets
 
     def open_wandb_queue(self) -> WandbQueue:
         """Return a client of the queue; nothing is sent before its first call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from prefect_vertex_launch.blocks.field_names import refuse_unknown_fields
 from prefect_vertex_launch.core.identity import server_name
@@ -37,6 +37,9 @@ class WandbCredentials(CredentialsBlock):
     _block_type_slug: ClassVar[str | None] = "wandb-credentials"
     _logo_url: ClassVar[Any] = LOGO_URL
     _documentation_url: ClassVar[Any] = DOCUMENTATION_URL
+
+    # An error of pydantic quotes what it was given, and that may be the key.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     api_key: SecretStr = Field(
         title="API key",

@@ -18,7 +18,11 @@ from prefect.client.orchestration import PrefectClient
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.coordination.launch_record import launch_tags
 from prefect_vertex_launch.coordination.launch_store import LaunchStore
-from prefect_vertex_launch.coordination.prefect_api import open_prefect, read_flow_runs, require_block
+from prefect_vertex_launch.coordination.prefect_api import (
+    load_block,
+    open_prefect,
+    read_flow_runs,
+)
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.errors import NotFound
 from prefect_vertex_launch.core.identity import QueueIdentity, server_name
@@ -70,8 +74,7 @@ async def adopt(block_name: str, *, dry_run: bool = False) -> list[Adoption]:
     Prefect does not answer, there is no such block, or W&B or Vertex AI cannot be asked.
     """
     async with open_prefect() as client:
-        await require_block(client, block_name)
-        block = await VertexLaunchQueue.aload(block_name)
+        block = await load_block(block_name)
         async with contextlib.aclosing(block.open_vertex_jobs()) as jobs, block.open_wandb_queue() as wandb:
             adopter = _Adopter(client, block_name, block, wandb, dry_run=dry_run)
             return [await adopter.adopt(job) for job in await find_foreign_jobs(jobs)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Sequence
+import logging
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from functools import cache
+from logging import LoggerAdapter
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -13,10 +16,13 @@ from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
+from pydantic import ValidationError
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
-from prefect_vertex_launch.core.errors import NotFound, Problem, Transient
+from prefect_vertex_launch.core.errors import LaunchError, NotFound, Permanent, Problem, Transient
+from prefect_vertex_launch.core.secrets import own_secrets
 from prefect_vertex_launch.core.spelling import right_spelling
+from prefect_vertex_launch.core.unforeseen import unforeseen
 
 # What a request may fail with: the server does not answer, or what was asked for was deleted.
 PREFECT_FAILURES = (httpx.HTTPError, ObjectNotFound)
@@ -26,12 +32,26 @@ AGENT_FLOW, LAUNCH_FLOW = "agent", "launch"
 _PAGE = 200
 
 
+def expected_or_told(error: Exception, *, where: str, log: logging.Logger | LoggerAdapter[Any]) -> Exception:
+    """Return an error that calls of W&B, Vertex AI and Prefect may fail with, and log any other one.
+
+    Of such a one the caller gets what may be said of it.
+    """
+    if isinstance(error, (LaunchError, *PREFECT_FAILURES)):
+        return error
+    return unforeseen(error, where=where, log=log, mask=own_secrets.mask)
+
+
 class PrefectUnreachable(Transient):
     """Prefect's server does not answer."""
 
 
 class NoSuchBlock(NotFound):
     """There is no VertexLaunchQueue block of a name."""
+
+
+class UnusableBlock(Permanent):
+    """A VertexLaunchQueue block whose fields, or those of its credentials, are not valid any more."""
 
 
 @contextlib.asynccontextmanager
@@ -106,6 +126,37 @@ async def require_block(client: PrefectClient, name: str) -> None:
     existing = await block_names(client)
     if name not in existing:
         raise no_such_block(name, existing)
+
+
+async def load_block(name: str) -> VertexLaunchQueue:
+    """Return a block by its name.
+
+    Raises NoSuchBlock, naming the blocks there are, and UnusableBlock, which shows no value of a credentials
+    block: Prefect's own error quotes the keys.
+    """
+    try:
+        return await VertexLaunchQueue.aload(name)
+    except (ValueError, RuntimeError) as error:
+        behind = error if isinstance(error, ValidationError) else error.__cause__
+        if not isinstance(behind, ValidationError | ObjectNotFound):
+            raise
+        is_missing = isinstance(behind, ObjectNotFound)
+        problems = () if isinstance(behind, ObjectNotFound) else tuple(_invalid_fields(name, behind))
+    if not is_missing:
+        raise UnusableBlock(problems)
+    async with get_client() as client:
+        raise no_such_block(name, await block_names(client))
+
+
+def _invalid_fields(name: str, error: ValidationError) -> Iterator[Problem]:
+    for each in error.errors(include_url=False, include_context=False, include_input=False):
+        path = [str(step) for step in each["loc"]]
+        is_secret = bool(path) and path[0] in {"wandb_credentials", "gcp_credentials"}
+        yield Problem(
+            f"block {name}" + (f": {'.'.join(path)}" if path else ""),
+            f"is not valid ({each['type']})" if is_secret else each["msg"],
+            fix="Open the block in the Prefect UI and correct it.",
+        )
 
 
 def no_such_block(name: str, existing: Sequence[str]) -> NoSuchBlock:

@@ -8,6 +8,8 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from prefect_vertex_launch.core.clock import Clock
+from prefect_vertex_launch.core.secrets import own_secrets
+from prefect_vertex_launch.core.unforeseen import unforeseen
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,9 @@ async def in_background(work: Callable[[], Awaitable[None]], name: str, clock: C
         while True:
             try:
                 await work()
-            except Exception:
-                logger.exception("%s failed and starts again in %.0f s", name, RESTART_SECONDS)
+            except Exception as error:  # noqa: BLE001 - see above
+                told = unforeseen(error, where=name, log=logger, mask=own_secrets.mask)
+                logger.warning("%s starts again in %.0f s: %s", name, RESTART_SECONDS, told)
             await clock.sleep(RESTART_SECONDS)
 
     task = asyncio.create_task(keep_running(), name=name)

@@ -40,6 +40,7 @@ class Category(StrEnum):
     LOST = "lost"
     NO_RUN = "no-run"
     REFUSED = "refused"
+    UNFORESEEN = "unforeseen"
     UNKNOWN = "unknown"
 
 
@@ -163,6 +164,11 @@ _BY_CATEGORY: Mapping[Category, _Known] = MappingProxyType(
                 "Correct what the detail names and push the run again.",
             ),
             _Known(
+                Category.UNFORESEEN,
+                "The run could not be launched; nothing was submitted.",
+                "Report it with what the log says, and push the run again.",
+            ),
+            _Known(
                 Category.UNKNOWN,
                 "The job failed, and Vertex AI gave no reason that is known here.",
                 "Read the detail and the job's log.",
@@ -283,7 +289,16 @@ def no_run(job: JobRecord) -> Diagnosis:
 
 def refused(message: str) -> Diagnosis:
     """Return what to say of a run that was never submitted; `message` is all that is wrong with it."""
-    known = _BY_CATEGORY[Category.REFUSED]
+    return _not_submitted(Category.REFUSED, message)
+
+
+def unforeseen_end(message: str) -> Diagnosis:
+    """Return what to say of a run that an error of our own kept from being submitted."""
+    return _not_submitted(Category.UNFORESEEN, message)
+
+
+def _not_submitted(category: Category, message: str) -> Diagnosis:
+    known = _BY_CATEGORY[category]
     return Diagnosis(known.category, known.summary, message.strip(), known.remedy)
 
 

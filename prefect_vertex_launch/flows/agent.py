@@ -11,13 +11,13 @@ import contextlib
 from typing import Any
 
 from prefect import State, flow
-from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run as runtime
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 
 from prefect_vertex_launch.agent.agent import CANCELLED_IN_PREFECT, TERMINATED, Agent
 from prefect_vertex_launch.agent.sigterm import on_termination
+from prefect_vertex_launch.coordination.prefect_client import prefect_client
 from prefect_vertex_launch.flows.launch_engine import start_launch
 from prefect_vertex_launch.launch.queue_context import own_flow_run_id
 
@@ -49,7 +49,7 @@ async def agent(
     # the agent's own heartbeat speaks for them all.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         async with contextlib.AsyncExitStack() as stack:
-            client = await stack.enter_async_context(get_client())
+            client = await stack.enter_async_context(prefect_client())
             work = Agent(
                 client,
                 own_flow_run_id(),

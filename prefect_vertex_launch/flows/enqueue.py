@@ -8,13 +8,12 @@ from typing import Any
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import acreate_link_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_vertex_launch.blocks.field_names import refuse_unknown_fields
 from prefect_vertex_launch.blocks.vertex_queue import WITH_PRIORITIES, VertexLaunchQueue
-from prefect_vertex_launch.coordination.prefect_api import require_block
+from prefect_vertex_launch.coordination.prefect_api import load_block
 from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.errors import LaunchError, Problem, Refused, Transient
 from prefect_vertex_launch.core.states import ItemState
@@ -145,19 +144,13 @@ async def push_run(queue: str, form: dict[str, Any]) -> str:
 
     Raises NotFound, AuthenticationFailed or Refused; then nothing was pushed.
     """
-    block = await _load(queue)
+    block = await load_block(queue)
     launch = LaunchForm.model_validate(form)
     arguments = launch.as_arguments(entity=block.entity, queue=block.queue)
     await _check(block, launch)
     endpoint = block.wandb_credentials.endpoint()
     # Dying here may leave the run on the queue; nobody pushes it a second time.
     return await push(arguments, base_url=endpoint.base_url, api_key=endpoint.api_key)
-
-
-async def _load(name: str) -> VertexLaunchQueue:
-    async with get_client() as client:
-        await require_block(client, name)
-    return await VertexLaunchQueue.aload(name)
 
 
 async def _check(block: VertexLaunchQueue, launch: LaunchForm) -> None:
@@ -179,7 +172,7 @@ async def _check(block: VertexLaunchQueue, launch: LaunchForm) -> None:
 @task(name="wait for the run", cache_policy=NO_CACHE, persist_result=False)
 async def wait_for_run(queue: str, project: str, item_id: str) -> str:
     """Wait until the item has failed or its run has ended; return the run's last state."""
-    block = await VertexLaunchQueue.aload(queue)
+    block = await load_block(queue)
     clock = SystemClock()
     async with block.open_wandb_queue() as wandb:
         while True:
@@ -224,7 +217,7 @@ async def enqueue(queue: str, launch: LaunchForm, wait: bool = False) -> State[A
 
 async def _see_through(queue: str, launch: LaunchForm, item_id: str) -> State[Any]:
     state = await wait_for_run(queue, launch.project, item_id)
-    block = await VertexLaunchQueue.aload(queue)
+    block = await load_block(queue)
     async with block.open_wandb_queue() as wandb:
         item = await wandb.read_item(item_id)
     if item.run_id is not None:

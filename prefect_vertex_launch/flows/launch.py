@@ -14,14 +14,11 @@ goes on. The end of this process never ends the job.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import httpx
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run as runtime
@@ -31,13 +28,16 @@ from prefect.tasks import Task
 from prefect_vertex_launch.agent import solo
 from prefect_vertex_launch.coordination import launch_record
 from prefect_vertex_launch.coordination.launch_record import item_of, parents_labels, parents_of
+from prefect_vertex_launch.coordination.prefect_client import prefect_client
 from prefect_vertex_launch.core.errors import (
     AuthenticationFailed,
     Conflict,
     OutcomeUnknown,
     Permanent,
     Transient,
+    Unforeseen,
 )
+from prefect_vertex_launch.core.unforeseen import unforeseen
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
 from prefect_vertex_launch.launch import attempts, find_jobs
 from prefect_vertex_launch.launch import claim as claiming
@@ -52,9 +52,14 @@ from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.notify import tell_of_relaunch
 from prefect_vertex_launch.launch.outage import OUTAGES, Outages
 from prefect_vertex_launch.launch.queue_context import QueueContext, enter_queue, own_flow_run_id
-from prefect_vertex_launch.launch.run_log import run_log
+from prefect_vertex_launch.launch.run_log import keep_from_log, run_log
+from prefect_vertex_launch.launch.safety_net import with_net
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RETRY_DELAYS_SECONDS = [2.0, 5.0, 10.0, 20.0]
+MAX_UNFORESEEN_REPORTS = 3
 _TAKEN_OVER = "another agent has taken it over, or may have"
 
 
@@ -69,42 +74,50 @@ async def is_worth_another_try(_task: Task[Any, Any], _run: TaskRun, state: Stat
     return False
 
 
-step = partial(
-    task,
-    retries=len(RETRY_DELAYS_SECONDS),
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=0.3,
-    retry_condition_fn=is_worth_another_try,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+def step(
+    name: str,
+) -> Callable[
+    [Callable[Concatenate[Launch, P], Coroutine[Any, Any, T]]],
+    Task[Concatenate[Launch, P], Coroutine[Any, Any, T]],
+]:
+    """Make a task of a step: tried again if that may help, and with a net under it."""
+    as_task = task(
+        name=name,
+        retries=len(RETRY_DELAYS_SECONDS),
+        retry_delay_seconds=RETRY_DELAYS_SECONDS,
+        retry_jitter_factor=0.3,
+        retry_condition_fn=is_worth_another_try,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    return lambda function: as_task(with_net(function))
 
 
-@step(name="claim")
+@step("claim")
 async def claim(launch: Launch) -> str:
     """Acknowledge the item at W&B; return the id of the run it becomes, or none if it is another's now."""
     return await claiming.claim(launch)
 
 
-@step(name="render")
+@step("render")
 async def render(launch: Launch) -> dict[str, Any]:
     """Make the CustomJob from run spec and queue configuration; return it without its secrets."""
     return await rendering.render(launch)
 
 
-@step(name="submit")
+@step("submit")
 async def submit(launch: Launch, may_create: bool = True) -> str:
     """Find the item's job, or create it if it may be created; return its resource name, or none."""
     return await submission.submit(launch, may_create=may_create)
 
 
-@step(name="wait")
+@step("wait")
 async def wait(launch: Launch) -> str:
     """Wait until the job has ended, or this process hands it over; return the state's name."""
     return await waiting.wait(launch)
 
 
-@step(name="report")
+@step("report")
 async def report(launch: Launch) -> str:
     """Tell W&B how the launch ended, or why it is refused; return one line, or none if it is not ours."""
     return await reporting.report(launch)
@@ -124,20 +137,8 @@ async def launch(queue: str, item: QueueItem | None = None) -> State[Any]:
             async with solo.next_item(context) as taken:
                 if taken is None:
                     return Completed(name="Idle", message=f"Nothing is queued on {context.block.queue}.")
-                return await _run_by_engine(taken)
-        return await _run_by_engine(context.live.get(item.item_id) or await _resumed(context, item))
-
-
-async def _run_by_engine(launch: Launch) -> State[Any]:
-    """See a launch through; raise a termination as one, where Prefect's engine hides it in another error."""
-    try:
-        return await see_through(launch)
-    except ValueError as error:
-        # Prefect's task engine stumbles over a termination that comes before the task has its run; taken
-        # for an error of the launch it would end it for good.
-        if isinstance(error.__context__, TerminationSignal | asyncio.CancelledError):
-            raise error.__context__ from error
-        raise
+                return await see_through(taken)
+        return await see_through(context.live.get(item.item_id) or await _resumed(context, item))
 
 
 async def see_through(launch: Launch) -> State[Any]:
@@ -148,6 +149,7 @@ async def see_through(launch: Launch) -> State[Any]:
     """
     live, item_id = launch.context.live, launch.item.item_id
     live[item_id] = launch
+    keep_from_log(launch.secrets)
     outages = Outages(launch)
     try:
         while True:
@@ -165,8 +167,24 @@ async def see_through(launch: Launch) -> State[Any]:
                 if launch.refusal is not None:
                     raise
                 launch.refusal = error
+            except Exception as error:
+                if termination := _termination_behind(error):
+                    raise termination from error
+                # No step raises such an error, so it is Prefect's engine that could not go on.
+                mask = launch.secrets.mask
+                told = unforeseen(error, where=f"item {item_id}", log=run_log(), mask=mask)
+                await outages.sit_out(Transient(str(told)))
     finally:
         live.pop(item_id, None)
+
+
+def _termination_behind(error: Exception) -> BaseException | None:
+    """Return the end of this process, if it is what Prefect's task engine stumbled over.
+
+    It does if the end comes before the task has its run; taken for an error of the launch it would end that.
+    """
+    behind = error.__context__
+    return behind if isinstance(behind, TerminationSignal | asyncio.CancelledError) else None
 
 
 async def _take_steps(launch: Launch) -> State[Any]:
@@ -176,10 +194,22 @@ async def _take_steps(launch: Launch) -> State[Any]:
     if launch.job is None or launch.job.is_terminal:
         # Nothing runs: its slot is free, even while W&B cannot be told.
         launch.job_ended.set()
-    if not await launch.until_sure() or not await report(launch):
+    if not await launch.until_sure() or not await _reported(launch):
         is_left = launch.leave.is_set() and not launch.is_taken_over
         raise Abort("handed over before W&B was told how it ended" if is_left else _TAKEN_OVER)
     return final_state(launch)
+
+
+async def _reported(launch: Launch) -> str:
+    """Report how the launch ended; after three errors that nobody foresaw it ends all the same."""
+    try:
+        return await report(launch)
+    except Unforeseen as error:
+        launch.unforeseen_reports += 1
+        if launch.unforeseen_reports < MAX_UNFORESEEN_REPORTS:
+            raise Transient(str(error)) from None
+        run_log().error("It is not known whether W&B was told how the launch ended: %s", error)
+        return "not reported"
 
 
 async def _follow_jobs(launch: Launch) -> None:
@@ -229,7 +259,13 @@ async def _follow_job(launch: Launch) -> None:
     """Follow the current attempt's job to its end."""
     assert launch.job is not None
     run_log().info("CustomJob %s is %s", launch.job.name, launch.job.launch_state)
-    await wait(launch)
+    try:
+        await wait(launch)
+    except Unforeseen as error:
+        # It runs on, whatever has happened here: the launch looks for it anew.
+        run_log().error("%s may still run: %s", launch.job.name, error)
+        launch.job, launch.may_have_job = None, True
+        raise Transient(str(error)) from None
     if not launch.job.is_terminal:
         # The flow run stays as it is at Prefect; the agent that stops leaves it for the next one.
         raise Abort(f"handed over while {launch.job.name} is {launch.job.launch_state}")
@@ -255,14 +291,14 @@ async def _resumed(context: QueueContext, item: QueueItem) -> Launch:
 
 async def _labels(context: QueueContext, config: QueueConfig | None) -> Mapping[str, object]:
     """Return this flow run's labels; record in them where jobs of its item may be from now on."""
-    async with get_client() as client:
+    async with prefect_client() as client:
         while True:
             try:
                 labels = (await client.read_flow_run(own_flow_run_id())).labels
                 recorded = parents_of(labels)
                 if not (new := rendering.job_parents(context, config)) <= recorded:
                     await client.update_flow_run_labels(own_flow_run_id(), {**parents_labels(recorded | new)})
-            except httpx.HTTPError as error:
+            except Exception as error:  # noqa: BLE001 - see the next line
                 # Failing would be the launch's end, and a job of it may be under way.
                 run_log().warning("Prefect could not be asked where the job may be: %s", error)
                 await context.clock.sleep(RETRY_DELAYS_SECONDS[-1])

@@ -8,8 +8,16 @@ from prefect import State
 from prefect.states import Cancelled, Completed, Failed
 
 from prefect_vertex_launch.coordination.launch_store import ELSEWHERE
-from prefect_vertex_launch.core.diagnosis import Category, Diagnosis, logs_url, no_run, refused, stopped
-from prefect_vertex_launch.core.errors import Permanent
+from prefect_vertex_launch.core.diagnosis import (
+    Category,
+    Diagnosis,
+    logs_url,
+    no_run,
+    refused,
+    stopped,
+    unforeseen_end,
+)
+from prefect_vertex_launch.core.errors import Permanent, Unforeseen
 from prefect_vertex_launch.core.states import SUCCESS, Requester
 from prefect_vertex_launch.launch.attempts import diagnose_attempt
 from prefect_vertex_launch.launch.launch import Launch
@@ -18,6 +26,7 @@ CANCELLED = frozenset({Category.CANCELLED, Category.CANCELLED_ELSEWHERE})
 _CATEGORY = " Category: "
 _STATE_NAMES = {
     Category.REFUSED: "Refused",
+    Category.UNFORESEEN: "Unforeseen",
     Category.EXPIRED: "Expired",
     Category.LOST: "Lost",
     Category.QUEUEING_TIMEOUT: "TimedOut",
@@ -33,20 +42,21 @@ def elsewhere_state(error: Permanent) -> State[Any]:
 def final_state(launch: Launch) -> State[Any]:
     """Return the state in which the flow run of an ended launch ends."""
     diagnosis = diagnosis_of(launch)
-    message = explain(launch, diagnosis)
+    message = launch.secrets.mask(explain(launch, diagnosis))
     is_cancelled = launch.stop is not None and launch.stop.who is Requester.PREFECT
     if launch.refusal is None and (is_cancelled or diagnosis.category in CANCELLED):
         # Prefect takes no other end of a run that was cancelled there, however its job ended.
         return Cancelled(message=message)
     if diagnosis.category is Category.SUCCEEDED:
-        return Completed(message=diagnosis.summary)
+        return Completed(message=launch.secrets.mask(diagnosis.summary))
     return Failed(name=_STATE_NAMES.get(diagnosis.category, "Failed"), message=message)
 
 
 def diagnosis_of(launch: Launch) -> Diagnosis:
     """Return why the launch ended as it did."""
     if launch.refusal is not None:
-        return refused(str(launch.refusal))
+        say = unforeseen_end if isinstance(launch.refusal, Unforeseen) else refused
+        return say(str(launch.refusal))
     if launch.job is None:
         assert launch.stop is not None
         return stopped(launch.stop)

@@ -17,6 +17,7 @@ from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.core.clock import unless_any
 from prefect_vertex_launch.core.errors import Permanent
 from prefect_vertex_launch.core.retry_policy import Attempt
+from prefect_vertex_launch.core.secrets import Secrets, own_secrets
 from prefect_vertex_launch.core.states import JobRecord, Requester, StopRequest
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
 from prefect_vertex_launch.jobspec.job_source import LaunchImage
@@ -51,6 +52,7 @@ class Launch:
         context: What it shares with the other launches of its queue.
         slot: Its place under the limits.
         api_key: The key of the run's author, if the item brought one.
+        secrets: What no text about the launch may hold.
         config: What queue and item say about its jobs, if that was parsed before it is rendered.
         run: The W&B run that the item becomes; None until it is claimed.
         prepared: What its jobs are made of, until one is created.
@@ -67,6 +69,7 @@ class Launch:
             process or by one before it.
         is_unclaimed: Whether W&B did not let us claim the item, which has a job all the same.
         refusal: Why the item cannot be launched.
+        unforeseen_reports: How often its report failed in a way that nobody foresaw.
         created: When its flow run was made, as far as that is known.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
@@ -94,6 +97,9 @@ class Launch:
     ) -> None:
         self.item, self.flow_run_id, self.context = item, flow_run_id, context
         self.api_key, self.config, self.created = api_key, config, created
+        self.secrets = Secrets(beside=own_secrets)
+        if api_key is not None:
+            self.secrets.add(api_key.get_secret_value())
         self.slot = Slot()
         self.run: RunPath | None = None
         self.prepared: Prepared | None = None
@@ -108,6 +114,7 @@ class Launch:
         self.may_have_job, self.may_have_duplicate = may_have_job, may_have_duplicate
         self.is_unclaimed = False
         self.refusal: Permanent | None = None
+        self.unforeseen_reports = 0
         self.run_showed_up = True
         self.stop: StopRequest | None = None
         self.stop_requested, self.leave = asyncio.Event(), asyncio.Event()

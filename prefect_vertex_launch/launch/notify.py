@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import httpx
 from prefect.states import Running
 
 from prefect_vertex_launch.core.clock import sleep_until
@@ -32,6 +31,7 @@ async def fail(launch: Launch, message: str, *, stage: str) -> bool:
     Returns False if nothing was said, because the launch is another agent's by now or may be. An item
     that W&B will not fail, because somebody has removed it for example, is left as it is.
     """
+    message = launch.secrets.mask(message)
     if not await launch.until_sure():
         return False
     paths = await _saved(launch, message)
@@ -47,6 +47,7 @@ async def fail(launch: Launch, message: str, *, stage: str) -> bool:
 
 async def warn(launch: Launch, message: str) -> None:
     """Attach a warning to the item, once for each message; it is not worth ending anything for."""
+    message = launch.secrets.mask(message)
     if message in launch.told:
         return
     launch.told.add(message)
@@ -89,9 +90,10 @@ async def show(launch: Launch, name: str, message: str) -> None:
     """
     if name == RUNNING and "state" not in launch.told:
         return
+    message = launch.secrets.mask(message)
     try:
         await launch.context.page.show_state(launch.flow_run_id, Running(name=name, message=message))
-    except httpx.HTTPError as error:
+    except Exception as error:  # noqa: BLE001 - what is only shown must not end anything
         run_log().warning("Prefect did not take the state %s: %s", name, error)
         return
     if name == RUNNING:
@@ -112,20 +114,18 @@ async def _saved(launch: Launch, text: str) -> list[str]:
     return [path]
 
 
-async def show_links(launch: Launch) -> None:
+async def show_links(launch: Launch, job: JobRecord) -> None:
     """Leave links to the W&B run and the Vertex console on the flow run's page, once for each job.
 
     They come after the starts of a burst, or after fifteen seconds.
     """
-    assert launch.job is not None
-    job = launch.job
     if job.name in launch.told:
         return
     launch.told.add(job.name)
     await sleep_until(launch.context.burst_is_over, LINKS_WAIT_SECONDS, launch.context.clock)
     try:
         await _create_links(launch, job)
-    except httpx.HTTPError as error:
+    except Exception as error:  # noqa: BLE001 - what is only shown must not end anything
         run_log().warning("The links could not be left: %s", error)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefect.exceptions import Abort
 
 from prefect_vertex_launch.core.clock import sleep_until, sleep_until_any
-from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, OutcomeUnknown, Transient
+from prefect_vertex_launch.core.errors import AuthenticationFailed, OutcomeUnknown, Transient
 from prefect_vertex_launch.core.retry import Backoff
 from prefect_vertex_launch.core.states import Requester
 from prefect_vertex_launch.launch.cancel import cancel_jobs_of
@@ -55,5 +55,5 @@ async def _cancel_if_asked(launch: Launch) -> None:
         return
     try:
         await cancel_jobs_of(launch.context, launch.item, launch.parents)
-    except LaunchError as error:
+    except Exception as error:  # noqa: BLE001 - the launch goes on waiting, and tries again
         run_log().warning("What runs of a cancelled launch could not be ended yet: %s", error)

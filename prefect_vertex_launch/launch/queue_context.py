@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run as runtime
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.coordination.flow_run_page import FlowRunPage
 from prefect_vertex_launch.coordination.heartbeat import Heartbeat
+from prefect_vertex_launch.coordination.prefect_api import load_block
+from prefect_vertex_launch.coordination.prefect_client import prefect_client
 from prefect_vertex_launch.coordination.submission_rate import SubmissionRate
 from prefect_vertex_launch.core.background import in_background
 from prefect_vertex_launch.core.clock import Clock, SystemClock
+from prefect_vertex_launch.core.secrets import own_secrets
 from prefect_vertex_launch.launch.regions import Regions
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.queue import WandbQueue
@@ -93,8 +95,7 @@ def own_flow_run_id() -> UUID:
 async def enter_queue(block_name: str) -> AsyncIterator[QueueContext]:
     """Yield the agent's context if an agent started this flow run for the same queue, else open one.
 
-    Raises ValueError when there is no such block, and AuthenticationFailed when its credentials
-    cannot be used.
+    Raises NoSuchBlock, UnusableBlock, and AuthenticationFailed when its credentials cannot be used.
     """
     context = _current.get()
     if context is not None and context.block_name == block_name:
@@ -109,13 +110,14 @@ async def open_queue(block_name: str, *, clock: Clock | None = None) -> AsyncIte
     """Load the block, open its clients and start the loops that serve every launch of the queue."""
     from prefect_vertex_launch.launch.stop_requests import watch_stops
 
-    block = await VertexLaunchQueue.aload(block_name)
+    block = await load_block(block_name)
+    own_secrets.add(*block.secrets())
     clock = clock or SystemClock()
     async with contextlib.AsyncExitStack() as stack:
         wandb = await stack.enter_async_context(block.open_wandb_queue())
         regions = Regions(block, stack, clock=clock)
         await regions.at(block.location)
-        client = await stack.enter_async_context(get_client())
+        client = await stack.enter_async_context(prefect_client())
         context = QueueContext(
             block_name=block_name,
             block=block,

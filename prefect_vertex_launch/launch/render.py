@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.job_source import LaunchImage, image_of_job
@@ -28,6 +27,7 @@ async def render(launch: Launch) -> dict[str, Any]:
         return {}
     prepared = await _prepare(launch)
     rendering = rendering_of(launch)
+    launch.secrets.add(*rendering.secrets)
     if warnings := (*prepared.config.warnings, *rendering.warnings):
         await warn(launch, "\n".join(warnings))
     return rendering.redacted()
@@ -51,7 +51,7 @@ def configuration(context: QueueContext, item: QueueItem) -> QueueConfig | None:
         return None
     try:
         return _parsed(context, item.spec)
-    except LaunchError:
+    except Exception:  # noqa: BLE001 - the step that renders the job says what is wrong
         return None
 
 

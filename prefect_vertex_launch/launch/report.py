@@ -7,8 +7,6 @@ Prefect automation can act on it.
 
 from __future__ import annotations
 
-import httpx
-
 from prefect_vertex_launch.core.clock import sleep_until
 from prefect_vertex_launch.core.diagnosis import Category, Diagnosis, console_url, logs_url
 from prefect_vertex_launch.core.errors import LaunchError, NotFound, PermissionDenied
@@ -88,8 +86,9 @@ async def _cancel_scheduled_sweep(launch: Launch) -> None:
 
 async def _leave_artifact(launch: Launch, diagnosis: Diagnosis) -> None:
     try:
-        await launch.context.page.leave_text(_as_markdown(launch, diagnosis), diagnosis.summary)
-    except httpx.HTTPError as error:
+        mask = launch.secrets.mask
+        await launch.context.page.leave_text(mask(_as_markdown(launch, diagnosis)), mask(diagnosis.summary))
+    except Exception as error:  # noqa: BLE001 - what is only shown must not end anything
         run_log().warning("The diagnosis could not be left in Prefect: %s", error)
 
 
@@ -104,7 +103,7 @@ def _emit(launch: Launch, diagnosis: Diagnosis) -> None:
         },
         {
             "category": diagnosis.category.value,
-            "summary": diagnosis.summary,
+            "summary": launch.secrets.mask(diagnosis.summary),
             "attempts": launch.attempt.number,
             "item": launch.item.item_id,
             "run": launch.run.run_id if launch.run else None,

@@ -15,7 +15,8 @@ from prefect_vertex_launch.vertex.job_watcher import OnChange
 
 async def wait(launch: Launch) -> str:
     """Wait until the job has ended, or this process hands it over; return the state's name."""
-    showing_links = asyncio.create_task(show_links(launch))
+    assert launch.job is not None
+    showing_links = asyncio.create_task(show_links(launch, launch.job))
     while True:
         assert launch.job is not None
         if not launch.job.is_terminal and not await _watch(launch, launch.job):
@@ -31,9 +32,9 @@ async def wait(launch: Launch) -> str:
 async def _watch(launch: Launch, job: JobRecord) -> bool:
     """Watch the launch's job until it has ended; False if the launch is handed over before."""
     region = await launch.context.regions.of(job.name)
+    duties = (cancel_when_stopped, *timeouts.duties(launch))
     watch = asyncio.create_task(region.watcher.wait(job.name, _on_change(launch)))
     leaving = asyncio.create_task(launch.leave.wait())
-    duties = (cancel_when_stopped, *timeouts.duties(launch))
     beside = [asyncio.ensure_future(duty(launch)) for duty in duties]
     try:
         await asyncio.wait({watch, leaving}, return_when=asyncio.FIRST_COMPLETED)

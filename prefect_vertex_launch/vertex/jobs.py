@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from prefect_vertex_launch.core.clock import Clock, SystemClock
 from prefect_vertex_launch.core.diagnosis import quota_kind
-from prefect_vertex_launch.core.errors import OutcomeUnknown, Problem, Refused, Transient
+from prefect_vertex_launch.core.errors import LaunchError, OutcomeUnknown, Problem, Refused, Transient
 from prefect_vertex_launch.core.retry import ATTEMPTS, retrying
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.core.vertex_types import (
@@ -124,10 +124,12 @@ class VertexJobs:
         there may be one: look for its label before creating it again.
         """
         where = f"job {job.display_name!r} in {self.parent}"
+        # Made before anything is sent: what is wrong with the job itself is certain not to have created it.
+        request = CreateCustomJobRequest(parent=self.parent, custom_job=job)
 
         async def send(client: Any) -> Any:
             created = await client.create_custom_job(
-                request=CreateCustomJobRequest(parent=self.parent, custom_job=job),
+                request=request,
                 timeout=timeout_seconds or self._create_timeout_seconds,
                 retry=None,
             )
@@ -140,6 +142,13 @@ class VertexJobs:
                 raise translated(error, where) from error
             raise OutcomeUnknown(
                 f"{where}: Vertex AI did not say whether it created the job: {message_of(error)}"
+            ) from error
+        except LaunchError:
+            raise
+        except Exception as error:
+            # Whatever it is, the request may have been sent.
+            raise OutcomeUnknown(
+                f"{where}: nobody can tell whether it was created: {type(error).__name__}"
             ) from error
         record = as_record(raw(created))
         if not _JOB_NAME.fullmatch(record.name):

@@ -301,7 +301,7 @@ def test_category_names_are_a_contract():
     assert {category.value for category in Category} == {
         "succeeded", "user-code", "out-of-memory", "capacity", "quota", "preempted", "image", "permission",
         "timeout", "cancelled", "cancelled-elsewhere", "queueing-timeout", "start-timeout", "expired",
-        "internal", "invalid", "lost", "no-run", "refused", "unknown",
+        "internal", "invalid", "lost", "no-run", "refused", "unforeseen", "unknown",
     }  # fmt: skip
 
 

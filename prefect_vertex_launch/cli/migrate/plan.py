@@ -16,6 +16,7 @@ from prefect_vertex_launch.blocks.gcp_credentials import GcpCredentials
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.blocks.wandb_credentials import WandbCredentials
 from prefect_vertex_launch.cli.errors import NOT_READY, CommandError
+from prefect_vertex_launch.coordination import prefect_api
 from prefect_vertex_launch.coordination.prefect_api import block_names
 
 POOL = "vertex-launch"
@@ -170,7 +171,7 @@ def _default_credentials(project: str) -> GcpCredentials:
 
 async def _write_queue(queue: QueuePlan, credentials: dict[str, Any], *, is_there: bool) -> str:
     where = f"VertexLaunchQueue block {queue.block}"
-    found = await VertexLaunchQueue.aload(queue.block) if is_there else None
+    found = await prefect_api.load_block(queue.block) if is_there else None
     kept = (
         {name: getattr(found, name) for name in VertexLaunchQueue.model_fields} if found is not None else {}
     )

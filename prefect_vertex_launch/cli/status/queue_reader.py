@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.cli.status.item_status import ItemStatus, created_at, launched_status
 from prefect_vertex_launch.coordination.launch_record import PRODUCT_TAG, parents_of
-from prefect_vertex_launch.coordination.prefect_api import AGENT_FLOW, LAUNCH_FLOW, read_flow_runs
+from prefect_vertex_launch.coordination.prefect_api import AGENT_FLOW, LAUNCH_FLOW, load_block, read_flow_runs
 from prefect_vertex_launch.core.errors import LaunchError, NotFound
 from prefect_vertex_launch.core.labels import ITEM_LABEL, QUEUE_LABEL
 from prefect_vertex_launch.core.states import ItemState, JobRecord
@@ -61,7 +61,7 @@ class QueueStatus:
 @contextlib.asynccontextmanager
 async def open_queue(client: PrefectClient, block_name: str) -> AsyncIterator[QueueReader]:
     """Yield a reader of one queue. Raises LaunchError or ValidationError when the block is unusable."""
-    block = await VertexLaunchQueue.aload(block_name)
+    block = await load_block(block_name)
     async with contextlib.AsyncExitStack() as stack:
         wandb = await stack.enter_async_context(block.open_wandb_queue())
         yield QueueReader(client, block_name, block, wandb, stack)
