@@ -98,7 +98,7 @@ async def _describe(
     await client.update_flow_run(
         launch.flow_run_id,
         name=launch.item.title,
-        parameters={"queue": context.block_name, "item": launch.item.model_dump(mode="json")},
+        parameters={"queue": context.block_name, "item": launch.item.kept()},
         tags=launch_tags(context.block.identity, launch.item.item_id, launch.item.run),
     )
     await client.update_flow_run_labels(launch.flow_run_id, {**labels})

@@ -69,9 +69,9 @@ class Rendering:
     warnings: tuple[str, ...] = ()
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
-    def redacted(self) -> dict[str, Any]:
-        """Return the job as JSON for people, with API keys and secret-looking values masked."""
-        return redacted_job(self.job, self.secrets)
+    def redacted(self, secrets: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Return the job as JSON for people, without API keys, secret-looking values and `secrets`."""
+        return redacted_job(self.job, self.secrets | secrets)
 
 
 def render(run_spec: RunSpec, config: QueueConfig, context: LaunchContext) -> Rendering:

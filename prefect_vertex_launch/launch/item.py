@@ -11,15 +11,27 @@ from prefect_vertex_launch.coordination.launch_store import LaunchRequest
 from prefect_vertex_launch.core.errors import Problem
 from prefect_vertex_launch.core.json_value import json_problems
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, derive_run_id, parse_run_spec
+from prefect_vertex_launch.jobspec.withheld import Withheld
 from prefect_vertex_launch.wandb.queue import PoppedItem, RunPath
 
 
 class QueueItem(BaseModel):
-    """One item of the run queue, without any secret."""
+    """One item of the run queue, without its API key.
+
+    In Prefect it is kept without whatever else looks like a secret, too: see `kept`.
+    """
 
     item_id: str = Field(title="Item", description="The run queue item's id at W&B.")
     payload: Any = Field(
-        default=None, title="Run spec", description="The run spec as it was popped, without its API key."
+        default=None,
+        title="Run spec",
+        description="The run spec as it was popped, without its API key.",
+        repr=False,
+    )
+    withheld: list[str] = Field(
+        default=[],
+        title="Withheld",
+        description="What looks like a secret in the run spec, and is not kept in Prefect; W&B has it.",
     )
     job_name: str | None = Field(
         default=None,
@@ -58,7 +70,22 @@ class QueueItem(BaseModel):
 
     def request(self) -> LaunchRequest:
         """Return what the flow run of this item's launch is made of."""
-        return LaunchRequest(self.item_id, self.title, self.run, self.model_dump(mode="json"))
+        return LaunchRequest(self.item_id, self.title, self.run, self.kept())
+
+    def kept(self) -> dict[str, Any]:
+        """Return the item as a flow run's parameter."""
+        kept = self._without_secrets
+        paths = [*self.withheld, *kept.paths]
+        return self.model_copy(update={"payload": kept.payload, "withheld": paths}).model_dump(mode="json")
+
+    @property
+    def secrets(self) -> set[str]:
+        """The texts of the run spec that look like secrets."""
+        return self._without_secrets.secrets
+
+    @cached_property
+    def _without_secrets(self) -> Withheld:
+        return Withheld(self.payload)
 
     @property
     def title(self) -> str:

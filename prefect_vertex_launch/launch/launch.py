@@ -97,7 +97,7 @@ class Launch:
     ) -> None:
         self.item, self.flow_run_id, self.context = item, flow_run_id, context
         self.api_key, self.config, self.created = api_key, config, created
-        self.secrets = Secrets(beside=own_secrets)
+        self.secrets = Secrets(*item.secrets, beside=own_secrets)
         if api_key is not None:
             self.secrets.add(api_key.get_secret_value())
         self.slot = Slot()
@@ -121,6 +121,14 @@ class Launch:
         self.job_changed, self.job_ended = asyncio.Event(), asyncio.Event()
         self.is_taken_over = self.is_waiting_for_slot = False
         self.told: set[str] = set()
+
+    def complete(self, item: QueueItem, api_key: SecretStr | None) -> None:
+        """Go on with the item as W&B has it: in Prefect it is kept without its secrets."""
+        self.item, self.config = item, None
+        self.secrets.add(*item.secrets)
+        if api_key is not None:
+            self.api_key = api_key
+            self.secrets.add(api_key.get_secret_value())
 
     def request_stop(self, stop: StopRequest) -> None:
         """Ask for the job's end; the first person who asked is remembered, before any timeout."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefect_vertex_launch.core.errors import AuthenticationFailed, InvalidRunSpec, Permanent, Problem
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.job_source import LaunchImage, image_of_job
@@ -30,7 +31,7 @@ async def render(launch: Launch) -> dict[str, Any]:
     launch.secrets.add(*rendering.secrets)
     if warnings := (*prepared.config.warnings, *rendering.warnings):
         await warn(launch, "\n".join(warnings))
-    return rendering.redacted()
+    return rendering.redacted(launch.secrets.values)
 
 
 def rendering_of(launch: Launch) -> Rendering:
@@ -70,12 +71,36 @@ def job_parents(context: QueueContext, config: QueueConfig | None) -> frozenset[
 
 async def _prepare(launch: Launch) -> Prepared:
     """Return what the launch's job is made of, for all of its attempts."""
+    if launch.item.withheld:
+        await _complete(launch)
     spec = launch.item.require_spec()
     config, launch.config = launch.config or _parsed(launch.context, spec), None
     launch.locations = tuple(locations(launch.context, config))
     launch.plans = len(launch.locations)
     launch.prepared = Prepared(spec, config, await _image(launch, spec))
     return launch.prepared
+
+
+async def _complete(launch: Launch) -> None:
+    """Get what Prefect does not keep of the item from W&B.
+
+    Raises InvalidRunSpec if W&B does not give it again.
+    """
+    item_id = launch.item.item_id
+    try:
+        popped = await launch.context.wandb.read_run_spec(item_id)
+    except AuthenticationFailed:
+        raise
+    except Permanent as error:
+        raise InvalidRunSpec(
+            Problem(
+                f"item {item_id}",
+                f"W&B does not give its run spec again: {error}",
+                why="what looks like a secret in it is not kept in Prefect, and a new job needs it",
+                fix="Push the run again.",
+            )
+        ) from error
+    launch.complete(QueueItem.from_popped(popped), popped.api_key)
 
 
 def _rendered(launch: Launch, prepared: Prepared) -> Rendering:

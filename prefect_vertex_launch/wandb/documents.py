@@ -110,6 +110,17 @@ query GetRunQueueItem($projectName: String!, $entityName: String!, $runQueue: St
 }""",
 )
 
+# No client of W&B's reads it; the agent's page at W&B shows an item's configuration.
+GET_RUN_SPEC = Operation(
+    "GetRunQueueItemSpec",
+    """
+query GetRunQueueItemSpec($projectName: String!, $entityName: String!, $runQueue: String!, $itemId: ID!) {
+  project(name: $projectName, entityName: $entityName) {
+    runQueue(name: $runQueue) { runQueueItem(id: $itemId) { id runSpec } }
+  }
+}""",
+)
+
 GET_RUN_STATE = Operation(
     "RunState",
     """

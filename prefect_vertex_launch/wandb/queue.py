@@ -275,6 +275,18 @@ class WandbQueue:
             raise NotFound(Problem(f"item {item_id}", f"it is not in {self._where()}"))
         return as_item_record(item_id, found)
 
+    async def read_run_spec(self, item_id: str) -> PoppedItem:
+        """Return an item of this queue as a pop would bring it.
+
+        Raises NotFound when it is not there, and Refused by a server that does not show run specs.
+        """
+        variables = self._queue_variables() | {"itemId": item_id}
+        data = await self._graphql.execute(documents.GET_RUN_SPEC, variables)
+        found = at(data, "project", "runQueue", "runQueueItem")
+        if found is None or found.get("runSpec") is None:
+            raise NotFound(Problem(f"item {item_id}", f"it is not in {self._where()}"))
+        return as_popped_item(item_id, found["runSpec"], len(json.dumps(found)))
+
     async def read_runs(self, paths: Sequence[RunPath]) -> dict[RunPath, RunRecord]:
         """Return state and stop request of each run, with one request for each 50.
 

@@ -21,10 +21,16 @@ AGENTS_KEY = "canary_agent_" + "a" * 40
 AUTHORS_KEY = "canary_author_" + "b" * 40
 SECRET_KEY = "canary_secret_" + "c" * 40
 TOKEN = "canary_token_" + "d" * 40
+# Secrets that the run itself brings along, one for each way in and each awkward character.
+BROUGHT = {
+    "HF_TOKEN": 'canary_hub_it\'s "quoted" \\ and long enough to be cut ' + "e" * 60,
+    "DB_PASSWORD": "canary_lines_\nsecond line of it\n",
+}
+ARGUMENT = "canary_argument_" + "f" * 40
 SECRET = "projects/test-project/secrets/wandb/versions/1"
 SHOWS_KEY = "import os; assert os.environ['WANDB_API_KEY'].startswith('canary_')"
 # What may hold the key of an item: the answer that brings it, and the job that it is for.
-OF_THE_JOB = {"popFromRunQueue", "CreateCustomJob", "GetCustomJob"}
+OF_THE_JOB = {"popFromRunQueue", "GetRunQueueItemSpec", "CreateCustomJob", "GetCustomJob"}
 
 
 @pytest.fixture
@@ -43,7 +49,10 @@ async def serve(server: PrefectServer, tmp_path: Path, *queues: LaunchQueue) -> 
     arguments = [argument for queue in queues for argument in ("--queue", queue.name)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "prefect_vertex_launch.cli.main", "agent", "--drain", *arguments,
-        env=server.environment | {"TEAM_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
+        env=server.environment | {
+            "PREFECT_LOGGING_LEVEL": "DEBUG", "TEAM_TOKEN": TOKEN,
+            "TMPDIR": str(tmp_path), "HOME": str(tmp_path),
+        },
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     printed, _ = await finished(process.communicate())
@@ -53,6 +62,7 @@ async def serve(server: PrefectServer, tmp_path: Path, *queues: LaunchQueue) -> 
 def push_all(queue: LaunchQueue) -> list[str]:
     """One run that ends well, one that fails, one that is refused."""
     env = [{"name": "TEAM_TOKEN", "value": "${TEAM_TOKEN}"}]
+    env += [{"name": name, "value": value} for name, value in BROUGHT.items()]
     pool = {**POOL, "container_spec": {"image_uri": "${image_uri}", "command": ["python"], "env": env}}
     spec = {"worker_pool_specs": [pool]}
     changes: dict[str, Any] = {
@@ -64,6 +74,8 @@ def push_all(queue: LaunchQueue) -> list[str]:
         "display_name": "${TEAM_TOKEN}",
     }
     refused = {"resource_args": {"gcp-vertex": {"spec": {**spec, **public}}}}
+    quoted = {**changes, "overrides": {"args": ["--api-key", ARGUMENT], "entry_point": BROUGHT["HF_TOKEN"]}}
+    queue.push("python", **quoted)
     return [
         queue.push("python", "-c", SHOWS_KEY, **changes),
         queue.push("python", "-c", f"{SHOWS_KEY}; raise SystemExit(3)", **changes),
@@ -101,7 +113,7 @@ async def test_no_key_is_written_anywhere_but_where_it_belongs(
     written["what the agent printed"] = printed
     assert any(name.endswith("prefect.db") for name in written)
     for name, content in written.items():
-        for canary in (AGENTS_KEY, AUTHORS_KEY, SECRET_KEY, TOKEN):
+        for canary in (AGENTS_KEY, AUTHORS_KEY, SECRET_KEY, TOKEN, "canary_hub_", "canary_lines_", ARGUMENT):
             assert canary.encode() not in content, f"{canary} is in {name}"
     requests = [json.loads(line) for line in log.read_text().splitlines()]
     assert_requests_hold_keys_only_where_they_belong(requests, secret)

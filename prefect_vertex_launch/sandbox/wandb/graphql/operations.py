@@ -23,7 +23,8 @@ BESIDE_GRAPHQL: Final[Mapping[tuple[str, str], str]] = {
 # field that each asks for.
 _FIELDS_OF_CLIENTS: Final[Mapping[str, str]] = {
     "GetRunQueueMetadata": "project", "ProjectRunQueues": "project", "GetRunQueueItem": "project",
-    "GetRunQueueItems": "project", "RunStatuses": "project", "RunState": "project",
+    "GetRunQueueItems": "project", "GetRunQueueItemSpec": "project", "RunStatuses": "project",
+    "RunState": "project",
     "GetArtifactMembershipFileUrls": "project", "GetSweepState": "project", "SweepWithRuns": "project",
     "GetDefaultResourceConfig": "entity", "LaunchAgent": "launchAgent", "StopRun": "stopRun",
     "UpsertBucket": "upsertBucket", "CreateRunFiles": "createRunFiles", "UpsertSweep": "upsertSweep",
