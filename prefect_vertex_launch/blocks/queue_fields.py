@@ -214,6 +214,16 @@ class QueueFields(BaseModel):
         ),
         examples=["projects/my-project/secrets/wandb-api-key/versions/latest"],
     )
+    allowed_entities: list[str] = Field(
+        default_factory=list,
+        title="Other entities",
+        description=(
+            "W&B entities beside the queue's own to which its runs may be logged, and whose jobs may be "
+            "read, with this block's key; * stands for anything. A run that brings its author's key may go "
+            "anywhere."
+        ),
+        examples=[["research", "team-*"]],
+    )
     secure_mode: bool = Field(
         default=False,
         title="Secure mode",

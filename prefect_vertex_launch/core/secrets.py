@@ -23,6 +23,8 @@ _SURE_CHARACTERS: Final = 12
 # Beside the sign that something was left out, less is enough. The first of its dots may be the secret's.
 _CUT: Final = re.compile(r"…|\.{2,}|\Z")
 _LEAST_CUT_CHARACTERS: Final = 4
+# A text that ends may just end: keys begin with the name of who made them.
+_LEAST_CHARACTERS_AT_END: Final = 9
 # Nobody cuts a text so that more of it than this is left beside the cut.
 _LONGEST_REST_CHARACTERS: Final = 4096
 # Who knows more than this shows nothing: each is looked for in ten forms.
@@ -146,18 +148,19 @@ def _without_rests(text: str, forms: Iterable[str]) -> str:
         before = text[end : cut.start()]
         if parts and (rest := max((_rest_after(before, form) for form in forms), default=0)):
             before = MASK + before[rest:]
-        if rest := max((_rest_before(before, form) for form in forms), default=0):
+        least = _LEAST_CUT_CHARACTERS if cut[0] else _LEAST_CHARACTERS_AT_END
+        if rest := max((_rest_before(before, form, least) for form in forms), default=0):
             before = before[:-rest] + MASK
         parts += [before, cut[0]]
         end = cut.end()
     return "".join([*parts, text[end:]])
 
 
-def _rest_before(text: str, form: str) -> int:
+def _rest_before(text: str, form: str, least: int) -> int:
     """Return how many of a form's first characters stand at the end of a text, if they are enough."""
     most = min(len(form), len(text), _LONGEST_REST_CHARACTERS)
     tail = text[-most:] if most else ""
-    for length in range(most, _LEAST_CUT_CHARACTERS - 1, -1):
+    for length in range(most, least - 1, -1):
         if tail[-length] == form[0] and tail.endswith(form[:length]):
             return length
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 from prefect_vertex_launch.core.errors import AuthenticationFailed, InvalidRunSpec, Permanent, Problem
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
+from prefect_vertex_launch.jobspec.entities import foreign_entities
 from prefect_vertex_launch.jobspec.job_source import LaunchImage, image_of_job
 from prefect_vertex_launch.jobspec.render import Rendering
 from prefect_vertex_launch.jobspec.render import render as render_job
@@ -73,12 +74,28 @@ async def _prepare(launch: Launch) -> Prepared:
     """Return what the launch's job is made of, for all of its attempts."""
     if launch.item.withheld:
         await _complete(launch)
+    await _check_entities(launch)
     spec = launch.item.require_spec()
     config, launch.config = launch.config or _parsed(launch.context, spec), None
     launch.locations = tuple(locations(launch.context, config))
     launch.plans = len(launch.locations)
     launch.prepared = Prepared(spec, config, await _image(launch, spec))
     return launch.prepared
+
+
+async def _check_entities(launch: Launch) -> None:
+    """Raise InvalidRunSpec for an item that would be acted for at another entity with the block's key."""
+    if _foreign(launch) and launch.api_key is None and launch.may_have_job:
+        await _complete(launch)  # Prefect does not keep the author's key
+    if problems := _foreign(launch):
+        raise InvalidRunSpec(problems)
+
+
+def _foreign(launch: Launch) -> list[Problem]:
+    block = launch.context.block
+    has_key = launch.api_key is not None and block.api_key_secret is None
+    spec = launch.item.require_spec()
+    return [*foreign_entities(spec, block.entity, block.allowed_entities, has_key=has_key)]
 
 
 async def _complete(launch: Launch) -> None:

@@ -11,6 +11,7 @@ from prefect_vertex_launch.core.clock import sleep_until
 from prefect_vertex_launch.core.diagnosis import Category, Diagnosis, console_url, logs_url
 from prefect_vertex_launch.core.errors import LaunchError, NotFound, PermissionDenied
 from prefect_vertex_launch.core.states import SUCCESS
+from prefect_vertex_launch.jobspec.entities import is_own_or_allowed
 from prefect_vertex_launch.launch import stop_requests
 from prefect_vertex_launch.launch.attempts import diagnose_attempt
 from prefect_vertex_launch.launch.final_state import CANCELLED, diagnosis_of, explain
@@ -75,8 +76,11 @@ async def _run_shows_up(launch: Launch) -> bool:
 
 async def _cancel_scheduled_sweep(launch: Launch) -> None:
     """Cancel the sweep of a scheduler that failed, as W&B's agent does: nothing would go on with it."""
-    spec = launch.item.spec
+    spec, block = launch.item.spec, launch.context.block
     if spec is None or spec.scheduled_sweep is None:
+        return
+    if not is_own_or_allowed(spec.entity, block.entity, block.allowed_entities):
+        run_log().warning("Sweep %s of %s is left alone", spec.scheduled_sweep, spec.entity)
         return
     try:
         await launch.context.wandb.cancel_sweep(spec.entity, spec.project, spec.scheduled_sweep)

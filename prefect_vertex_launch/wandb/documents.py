@@ -186,7 +186,7 @@ GET_SWEEP = Operation(
     "SweepWithRuns",
     """
 query SweepWithRuns($entity: String, $project: String, $sweep: String!) {
-  project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { id name state } }
+  project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { id name state scheduler } }
 }""",
 )
 

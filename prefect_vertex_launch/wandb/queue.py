@@ -308,8 +308,11 @@ class WandbQueue:
         return await sweeps.read_sweep_state(self._graphql, entity, project, sweep_id)
 
     async def cancel_sweep(self, entity: str, project: str, sweep_id: str) -> None:
-        """Cancel a sweep unless it has ended. Raises NotFound when there is no such sweep."""
-        await sweeps.cancel_sweep(self._graphql, entity, project, sweep_id)
+        """Cancel a sweep of this queue's unless it has ended.
+
+        Raises NotFound when there is no such sweep, and Refused for one that another queue launches.
+        """
+        await sweeps.cancel_sweep(self._graphql, entity, project, sweep_id, queue=self.queue)
 
     async def read_job(self, entity: str, project: str, name_and_alias: str) -> JobSource:
         """Return what the W&B job `name:alias` runs. Raises NotFound or Refused for what is no job."""

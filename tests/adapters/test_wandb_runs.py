@@ -7,7 +7,13 @@ import json
 import httpx
 import pytest
 
-from prefect_vertex_launch.core.errors import AuthenticationFailed, NotFound, PermissionDenied, Transient
+from prefect_vertex_launch.core.errors import (
+    AuthenticationFailed,
+    NotFound,
+    PermissionDenied,
+    Refused,
+    Transient,
+)
 from prefect_vertex_launch.wandb.queue import RunPath, RunRecord
 from tests.adapters.queue_client import answering, errors, mocked, open_queue
 
@@ -112,11 +118,19 @@ async def test_a_sweep_that_is_not_there_or_not_seen_has_no_state(queue, backend
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "PAUSED"])
 async def test_a_sweep_that_goes_on_is_cancelled(queue, backend, state):
-    backend.put_sweep("p", "s1", state)
-    backend.put_sweep("p", "s2")
+    backend.put_sweep("p", "s1", state, queue=queue.queue)
+    backend.put_sweep("p", "s2", queue=queue.queue)
     await queue.cancel_sweep("team", "p", "s1")
     assert backend.sweep("p", "s1").state == "CANCELED"
     assert backend.sweep("p", "s2").state == "RUNNING"
+
+
+@pytest.mark.parametrize("launched_on", [None, "another-queue"])
+async def test_a_sweep_that_was_not_launched_on_the_queue_goes_on(queue, backend, launched_on):
+    backend.put_sweep("p", "s1", queue=launched_on)
+    with pytest.raises(Refused, match="team/p/s1: it was not launched on the queue"):
+        await queue.cancel_sweep("team", "p", "s1")
+    assert backend.sweep("p", "s1").state == "RUNNING"
 
 
 @pytest.mark.parametrize("state", ["FINISHED", "CANCELED"])

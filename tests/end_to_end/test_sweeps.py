@@ -62,7 +62,7 @@ async def test_schedulers_are_small_jobs_under_a_limit_of_their_own(prefect_api:
         queue = LaunchQueue(sandbox, max_jobs=1)
         block = await queue.create(scheduler_image="python", max_schedulers=1)
         for sweep_id in ("one", "two"):
-            sandbox.wandb.put_sweep("runs", sweep_id)
+            sandbox.wandb.put_sweep("runs", sweep_id, queue=queue.name)
         first, second = (queue.push(**scheduler(sweep_id)) for sweep_id in ("one", "two"))
         trial = queue.push("python")
         draining = asyncio.create_task(finished(agent(queues=[queue.name], drain=True, return_state=True)))

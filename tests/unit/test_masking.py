@@ -74,6 +74,8 @@ def test_a_text_without_secrets_stays_as_it_is():
     text = "spec.worker_pool_specs[0]: expected a list, got a string… Write a list"
     assert Secrets(*SECRETS).mask(text) == text
     assert Secrets("abc").mask("abc") == "abc"
+    # Keys begin with the name of who made them.
+    assert Secrets("sandbox_0123456789").mask("the queue's entity, sandbox") == "the queue's entity, sandbox"
 
 
 def test_of_a_text_that_may_hold_one_of_very_many_secrets_nothing_is_shown():

@@ -178,10 +178,15 @@ class WandbBackend:
         """Return a file that was uploaded to one of the team's runs, or None."""
         return self.storage.read(run_files_folder(self.entity, project, run) + path)
 
-    def put_sweep(self, project: str, name: str, state: str = SweepState.RUNNING.value) -> Sweep:
-        """Create one of the team's sweeps in a state, or put the one there is into that state."""
+    def put_sweep(
+        self, project: str, name: str, state: str = SweepState.RUNNING.value, *, queue: str | None = None
+    ) -> Sweep:
+        """Create one of the team's sweeps in a state, or put the one there is into that state.
+
+        `queue` is where `wandb launch-sweep` has put its scheduler.
+        """
         self.ensure_project(self.entity, project)
-        return self.sweeps.put(self.entity, project, name, state)
+        return self.sweeps.put(self.entity, project, name, state, queue)
 
     def sweep(self, project: str, name: str) -> Sweep | None:
         """Return one of the team's sweeps, or None."""

@@ -25,7 +25,10 @@ class SweepState(StrEnum):
 
 @dataclass
 class Sweep:
-    """One sweep of a project; `config` is YAML, `name` is what items and runs call its id."""
+    """One sweep of a project; `config` is YAML, `name` is what items and runs call its id.
+
+    `queue` is the run queue on which it was launched, if it was.
+    """
 
     entity: str
     project: str
@@ -35,6 +38,7 @@ class Sweep:
     updated_at: str
     method: str = "grid"
     config: str = "method: grid\nparameters: {}\n"
+    queue: str | None = None
 
     @property
     def key(self) -> str:
@@ -53,13 +57,14 @@ class Sweeps:
         """Return a sweep, or None."""
         return self._sweeps.get(sweep_id(entity, project, name))
 
-    def put(self, entity: str, project: str, name: str, state: str) -> Sweep:
+    def put(self, entity: str, project: str, name: str, state: str, queue: str | None = None) -> Sweep:
         """Create a sweep in a state, or put the one there is into that state."""
         now = self._now().isoformat()
         sweep = self.get(entity, project, name) or Sweep(
             entity=entity, project=project, name=name, state=state, created_at=now, updated_at=now
         )
         sweep.state, sweep.updated_at = SweepState(state).value, now
+        sweep.queue = queue or sweep.queue
         self._sweeps.save(sweep)
         return sweep
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ def _sweep_view(backend: WandbBackend, sweep: Sweep) -> View:
         "method": sweep.method,
         "state": sweep.state,
         "config": sweep.config,
+        "scheduler": None if sweep.queue is None else json.dumps({"queue": sweep.queue, "run_spec": "{}"}),
         "createdAt": sweep.created_at,
         "updatedAt": sweep.updated_at,
         "runCount": len(_runs_of(backend, sweep)),
