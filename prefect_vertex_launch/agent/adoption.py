@@ -16,6 +16,7 @@ from prefect_vertex_launch.coordination.launch_record import (
     MAY_HAVE_DUPLICATE,
     item_of,
     parents_of,
+    waited_of,
 )
 from prefect_vertex_launch.coordination.launch_store import FRESH_SECONDS, LaunchStore
 from prefect_vertex_launch.coordination.slots import QueueSlots
@@ -120,7 +121,7 @@ class Adoption:
             may_have_job=flow_run.run_count > 0,
             may_have_duplicate=MAY_HAVE_DUPLICATE in flow_run.labels,
             parents=parents_of(flow_run.labels),
-            created=flow_run.created,
+            waited=waited_of(flow_run.labels),
         )
         if CANCELLED in flow_run.labels:
             launch.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))

@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 
 from prefect_vertex_launch.agent.tally import Tally
+from prefect_vertex_launch.coordination.launch_record import waited_labels
 from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.prefect_api import expected_or_told
 from prefect_vertex_launch.coordination.slot import Slot
@@ -117,7 +118,7 @@ class Supervisor:
             self.tally.handed_over += 1
             # Another agent may have taken it, or ended it even: nothing is written over what that one wrote.
             if self._context.is_sure and not launch.is_taken_over:
-                await self._leave(flow_run)
+                await self._leave(flow_run, launch)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong with one launch stays with it
             # Its flow run is not in a final state: the next adoption pass starts it again, with its slot.
             told = expected_or_told(error, where=f"item {launch.item.item_id}", log=logger)
@@ -136,10 +137,13 @@ class Supervisor:
         if await launch.until_sure():
             await slots.release(launch.slot)
 
-    async def _leave(self, flow_run: FlowRun) -> None:
+    async def _leave(self, flow_run: FlowRun, launch: Launch) -> None:
         """Mark a launch as one to adopt. Left unmarked it is found too, once this agent's run has ended."""
         try:
-            await self._store.hand_over(flow_run.id)
+            is_waiting = launch.job is None or launch.job.start_time is None
+            noted = launch.waited.noted_seconds(launch.job)
+            waited = waited_labels(noted, has_job=launch.job is not None) if is_waiting and noted else {}
+            await self._store.hand_over(flow_run.id, waited)
         except Exception as error:  # noqa: BLE001 - as above
             told = expected_or_told(error, where=f"launch {flow_run.name}", log=logger)
             logger.warning("The launch %s could not be marked for adoption: %s", flow_run.name, told)

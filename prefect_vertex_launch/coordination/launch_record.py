@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from uuid import UUID
 
 from prefect_vertex_launch.core.identity import QueueIdentity
@@ -26,6 +25,9 @@ MAY_HAVE_DUPLICATE = "vertex-launch.may-have-duplicate"
 # Where jobs of it may be. The queue's block says where jobs go, and a person may change that. Whoever goes on
 # with a launch looks for its jobs wherever they were sent before.
 PARENTS_LABEL = "vertex-launch.jobs-in"
+
+# How long it has waited for quota, or with its job for machines, when its agent left it.
+WAITED_LABEL = "vertex-launch.waited"
 
 # The lease of a launch's slot: as a job, or as a sweep scheduler.
 LEASE_LABEL = "vertex-launch.lease"
@@ -74,16 +76,20 @@ def parents_labels(parents: Iterable[str]) -> dict[str, str]:
     return {PARENTS_LABEL: json.dumps(sorted(set(parents)))}
 
 
-def slot_labels(label: str, text: str, limit_names: Sequence[str], taken: datetime | None) -> dict[str, str]:
-    """Return the labels that say which slot a launch has, under which limits, and since when if known."""
-    since = {} if taken is None else {_since_label(label): taken.isoformat()}
-    return {label: text, _limits_label(label): json.dumps([*limit_names]), **since}
+def waited_labels(seconds: float, *, has_job: bool) -> dict[str, str]:
+    """Return the label that says how long a launch has waited, with a job or for one."""
+    return {WAITED_LABEL: json.dumps({"seconds": round(seconds, 1), "has_job": has_job})}
 
 
-def taken_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> datetime | None:
-    """Return when a launch's slot was taken, as its flow run's labels have it."""
-    since = labels.get(_since_label(label))
-    return None if since is None else datetime.fromisoformat(str(since))
+def waited_of(labels: Mapping[str, object]) -> tuple[float, bool]:
+    """Return how long a launch has waited as its labels have it, in seconds, and whether with a job."""
+    waited = json.loads(str(labels.get(WAITED_LABEL, "{}")))
+    return float(waited.get("seconds", 0.0)), bool(waited.get("has_job", False))
+
+
+def slot_labels(label: str, text: str, limit_names: Sequence[str]) -> dict[str, str]:
+    """Return the labels that say which slot a launch has, and under which limits."""
+    return {label: text, _limits_label(label): json.dumps([*limit_names])}
 
 
 def has_slot_under(labels: Mapping[str, object], label: str, limit_name: str) -> bool:
@@ -103,10 +109,6 @@ def lease_of(labels: Mapping[str, object], label: str = LEASE_LABEL) -> UUID | N
         return UUID(str(text))
     except ValueError:
         return None
-
-
-def _since_label(label: str) -> str:
-    return f"{label}-since"
 
 
 def _limits_label(label: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -101,6 +100,8 @@ class LaunchStore:
         self._clock = clock
         self._flow_id: UUID | None = None
         self._looked = clock.monotonic()
+        # Which crash of a launch this agent has seen, by its state, and since when.
+        self._crashed_since: dict[UUID, tuple[UUID, float]] = {}
         self._agents = AgentObserver(client, clock=clock)
         # The launches of other agents at the last look for orphans, and those not to be started again yet.
         self.others: list[FlowRun] = []
@@ -273,7 +274,17 @@ class LaunchStore:
         """Whether a launch crashed and nobody went on with it for longer than its lease can have lasted."""
         if run.state is None or not run.state.is_crashed():
             return False
-        return run.state.timestamp + timedelta(seconds=2 * LEASE_SECONDS) <= self._clock.now()
+        return self._crashed_seconds(run) >= 2 * LEASE_SECONDS
+
+    def _crashed_seconds(self, run: FlowRun) -> float:
+        """Return how long this agent has seen a crash; the time in its state is of another clock."""
+        assert run.state is not None
+        now = self._clock.monotonic()
+        state_id, since = self._crashed_since.get(run.id, (run.state.id, now))
+        if state_id != run.state.id:
+            since = now
+        self._crashed_since[run.id] = run.state.id, since
+        return now - since
 
     async def _own(self, flow_run: FlowRun) -> None:
         tags = [tag for tag in flow_run.tags if not tag.startswith("agent:")]
@@ -309,12 +320,15 @@ class LaunchStore:
         states = await self._client.read_flow_run_states(flow_run.id)
         return any(state.is_cancelling() for state in states)
 
-    async def hand_over(self, flow_run_id: UUID) -> None:
+    async def hand_over(self, flow_run_id: UUID, labels: Mapping[str, str]) -> None:
         """Leave a launch whose job is still under way to the next agent; a cancelled one as it is.
 
+        `labels` are what that one has to know.
         It is called Running, as Prefect lets no other state follow unforced, and one that is forced
         would undo a cancel of this moment.
         """
+        if labels:
+            await self._client.update_flow_run_labels(flow_run_id, {**labels})
         await self._client.set_flow_run_state(
             flow_run_id,
             Running(
@@ -337,7 +351,7 @@ class LaunchStore:
         if owner_of(flow_run.tags) not in {None, self._owner_id}:
             return True  # its agent has ended, and it with it
         pause_seconds = min(MAX_CRASH_PAUSE_SECONDS, CRASH_PAUSE_SECONDS * max(0, flow_run.run_count - 1))
-        return flow_run.state.timestamp + timedelta(seconds=pause_seconds) <= self._clock.now()
+        return self._crashed_seconds(flow_run) >= pause_seconds
 
 
 def _is_settled(flow_run: FlowRun) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import datetime
 from math import inf
 from uuid import UUID
 
@@ -22,7 +21,6 @@ class Slot:
     Attributes:
         lease_id: The lease that holds it; None while it is owed one.
         flow_run_id: The launch's flow run, which notes a lease that is taken anew.
-        taken: When the launch got it, as far as that is known.
         renewed: When the lease was last taken or renewed, as far as this process knows.
         sure_until: Until when nobody can have the place of a lease that was last renewed then.
         is_counted: Whether Prefect counts it although it has forgotten the lease.
@@ -33,7 +31,6 @@ class Slot:
 
     lease_id: UUID | None = None
     flow_run_id: UUID | None = None
-    taken: datetime | None = None
     renewed: float | None = None
     sure_until: float = inf
     is_counted: bool = False

@@ -36,7 +36,6 @@ from prefect_vertex_launch.coordination.launch_record import (
     SCHEDULER_LEASE_LABEL,
     lease_of,
     slot_labels,
-    taken_of,
 )
 from prefect_vertex_launch.coordination.mending import Mending
 from prefect_vertex_launch.coordination.side_by_side import side_by_side
@@ -212,7 +211,7 @@ class Slots:
 
     def labels_of(self, slot: Slot) -> dict[str, str]:
         """Return the labels of a launch's flow run by which the next agent finds its slot."""
-        return {} if slot.lease_id is None else self._labels(slot, slot.text)
+        return {} if slot.lease_id is None else self._labels(slot.text)
 
     def owe(self) -> Slot:
         """Return the slot of a launch that is to have one; `settle` gets it its lease."""
@@ -229,7 +228,7 @@ class Slots:
 
         `labels` are those of its flow run. Raises httpx.HTTPError when Prefect cannot be reached.
         """
-        slot = Slot(lease_of(labels, self._label), taken=taken_of(labels, self._label))
+        slot = Slot(lease_of(labels, self._label))
         self.give(slot, flow_run_id, labels)
         self.start_mending_over()
         if slot.lease_id is not None and not await self._renew_lease(slot, slot.lease_id):
@@ -424,7 +423,7 @@ class Slots:
             self.start_mending_over()
             raise
         granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
-        slot.lease_id, slot.taken = granted.lease_id, self._clock.now()
+        slot.lease_id = granted.lease_id
         _note_renewal(slot, sent)
         if missing := set(self._limit_names) - {limit.name for limit in granted.limits}:
             # Someone deleted a limit; without it Prefect would grant any number of slots.
@@ -451,8 +450,8 @@ class Slots:
         await self._note(slot)
         return True
 
-    def _labels(self, slot: Slot, text: str) -> dict[str, str]:
-        return slot_labels(self._label, text, self._limit_names, slot.taken)
+    def _labels(self, text: str) -> dict[str, str]:
+        return slot_labels(self._label, text, self._limit_names)
 
     async def _note(self, slot: Slot) -> None:
         """Note the lease on the launch's flow run, or that it is gone."""
@@ -463,7 +462,7 @@ class Slots:
         text = GIVEN_BACK if slot in self._released else slot.text
         if text == slot.noted:
             return
-        labels = self._labels(slot, text)
+        labels = self._labels(text)
         try:
             await self._client.update_flow_run_labels(slot.flow_run_id, {**labels})
         except httpx.HTTPStatusError as error:

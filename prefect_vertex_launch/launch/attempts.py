@@ -37,6 +37,7 @@ def begin_next(launch: Launch) -> bool:
     ended = (*launch.ended, launch.job)
     if launch.item.job_name or launch.is_unclaimed or (attempt := following(launch, ended)) is None:
         return False
+    launch.waited.start_over()
     launch.begin(attempt, ended)
     return True
 

@@ -67,9 +67,9 @@ async def find_last_word(launch: Launch) -> JobRecord:
     after another create of its attempt got no answer is asked about once that one would be listed.
     """
     clock = launch.context.clock
-    if launch.may_have_duplicate and launch.job is not None and launch.job.create_time is not None:
-        existed = clock.now() - launch.job.create_time
-        await sleep_until(launch.leave, sum(LAST_LOOKS_SECONDS) - existed.total_seconds(), clock)
+    if launch.may_have_duplicate and launch.job is not None:
+        existed_seconds = launch.waited.known_seconds(launch.job)
+        await sleep_until(launch.leave, sum(LAST_LOOKS_SECONDS) - existed_seconds, clock)
     jobs = await _look(launch)
     job = current_job(jobs)
     if job is not None and not job.is_terminal:

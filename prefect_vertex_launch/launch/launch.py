@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import datetime
 from math import inf
 from uuid import UUID
 
@@ -25,6 +24,7 @@ from prefect_vertex_launch.jobspec.render import Rendering
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
 from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.queue_context import QueueContext
+from prefect_vertex_launch.launch.waited_time import WaitedTime
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 from prefect_vertex_launch.wandb.queue import RunPath
 
@@ -70,7 +70,7 @@ class Launch:
         is_unclaimed: Whether W&B did not let us claim the item, which has a job all the same.
         refusal: Why the item cannot be launched.
         unforeseen_reports: How often its report failed in a way that nobody foresaw.
-        created: When its flow run was made, as far as that is known.
+        waited: How long its current attempt has waited.
         run_showed_up: Whether the run of a job that succeeded is at W&B.
         stop: Who wants the job's end.
         stop_requested: Set when somebody does.
@@ -93,10 +93,11 @@ class Launch:
         may_have_job: bool = False,
         may_have_duplicate: bool = False,
         parents: frozenset[str] = frozenset(),
-        created: datetime | None = None,
+        waited: tuple[float, bool] = (0.0, False),
     ) -> None:
         self.item, self.flow_run_id, self.context = item, flow_run_id, context
-        self.api_key, self.config, self.created = api_key, config, created
+        self.api_key, self.config = api_key, config
+        self.waited = WaitedTime(context.clock, *waited)
         self.secrets = Secrets(*item.secrets, beside=own_secrets)
         if api_key is not None:
             self.secrets.add(api_key.get_secret_value())

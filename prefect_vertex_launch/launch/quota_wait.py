@@ -9,7 +9,7 @@ from prefect_vertex_launch.core.errors import OverQuota
 from prefect_vertex_launch.core.retry import Backoff
 from prefect_vertex_launch.core.states import Requester, StopRequest
 from prefect_vertex_launch.launch.launch import Launch
-from prefect_vertex_launch.launch.notify import show, time_text, warn
+from prefect_vertex_launch.launch.notify import show, warn
 from prefect_vertex_launch.launch.run_log import run_log
 
 MAX_QUOTA_PAUSE_SECONDS = 300.0
@@ -21,16 +21,12 @@ class QuotaWait:
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
-        ended = launch.ended[-1].end_time if launch.ended else None
-        self._since = ended or launch.created or launch.context.clock.now()
         self._backoff = Backoff(launch.context.block.watch_seconds, MAX_QUOTA_PAUSE_SECONDS)
 
     async def again(self, error: OverQuota) -> bool:
         """Wait before the next try; False if there is to be none, because somebody asked for an end."""
         launch, block, clock = self._launch, self._launch.context.block, self._launch.context.clock
-        # The wait for its slot is none for a quota.
-        since = max(self._since, launch.slot.taken or self._since)
-        waited_seconds = (clock.now() - since).total_seconds()
+        waited_seconds = launch.waited.for_quota_seconds
         left_seconds = (block.queueing_timeout_seconds or inf) - waited_seconds
         if left_seconds <= 0:
             launch.request_stop(StopRequest(Requester.QUEUEING_TIMEOUT, clock.now(), grace_seconds=0.0))
@@ -42,5 +38,9 @@ class QuotaWait:
         run_log().info("Waiting %.0f s for quota: %s", pause_seconds, error)
         await show(launch, "WaitingForQuota", f"No job yet: {error}")
         if waited_seconds >= block.long_wait_seconds:
-            await warn(launch, f"Waiting for quota since {time_text(since)}: {error}")
-        return not await sleep_until_any([launch.leave, launch.stop_requested], pause_seconds, clock)
+            await warn(launch, f"Waiting for quota for {waited_seconds:.0f} s now: {error}")
+        began = clock.monotonic()
+        is_over = await sleep_until_any([launch.leave, launch.stop_requested], pause_seconds, clock)
+        # The wait for its slot is none for a quota, so only this is added up.
+        launch.waited.for_quota_seconds += clock.monotonic() - began
+        return not is_over

@@ -7,7 +7,6 @@ for a program that runs and never shows up at W&B. Neither is on by default.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 
 from prefect_vertex_launch.core.errors import LaunchError, NotFound, PermissionDenied
 from prefect_vertex_launch.core.states import JobRecord, LaunchState, Requester, StopRequest
@@ -61,7 +60,7 @@ async def _end_slow_start(launch: Launch) -> None:
     while launch.job.start_time is None:
         launch.job_changed.clear()
         await launch.job_changed.wait()
-    await _sleep_past(launch, launch.job.start_time, limit_seconds)
+    await launch.context.clock.sleep(limit_seconds)
     run = launch.run
     while True:
         try:
@@ -85,11 +84,6 @@ def _request_stop(launch: Launch, who: Requester) -> None:
 async def _still_waiting(launch: Launch, seconds: float) -> JobRecord | None:
     """Return the job if it still waits to be started when it has waited for so long."""
     assert launch.job is not None
-    await _sleep_past(launch, launch.job.create_time or launch.context.clock.now(), seconds)
+    await launch.context.clock.sleep(max(0.0, seconds - launch.waited.known_seconds(launch.job)))
     job = launch.job
     return job if job.start_time is None and job.launch_state in BEFORE_RUNNING else None
-
-
-async def _sleep_past(launch: Launch, since: datetime, seconds: float) -> None:
-    passed_seconds = (launch.context.clock.now() - since).total_seconds()
-    await launch.context.clock.sleep(max(0.0, seconds - passed_seconds))

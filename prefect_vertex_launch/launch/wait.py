@@ -31,6 +31,7 @@ async def wait(launch: Launch) -> str:
 
 async def _watch(launch: Launch, job: JobRecord) -> bool:
     """Watch the launch's job until it has ended; False if the launch is handed over before."""
+    launch.waited.see(job)
     region = await launch.context.regions.of(job.name)
     duties = (cancel_when_stopped, *timeouts.duties(launch))
     watch = asyncio.create_task(region.watcher.wait(job.name, _on_change(launch)))

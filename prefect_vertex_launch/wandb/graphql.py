@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from random import Random
@@ -241,12 +241,18 @@ class WandbGraphql:
         if value.isdecimal():
             return min(float(value), _LONGEST_PAUSE_SECONDS)
         try:
-            moment = parsedate_to_datetime(value)
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            seconds = (moment - self._clock.now()).total_seconds()
+            # Held against the server's own clock: ours may be hours off.
+            now = _moment(response.headers["Date"]) if "Date" in response.headers else self._clock.now()
+            seconds = (_moment(value) - now).total_seconds()
         except (ValueError, OverflowError):
             return None
         return min(max(0.0, seconds), _LONGEST_PAUSE_SECONDS)
+
+
+def _moment(text: str) -> datetime:
+    """Return the moment of an HTTP date. Raises ValueError for what is none."""
+    moment = parsedate_to_datetime(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _json(body: Mapping[str, Any]) -> dict[str, Any]:

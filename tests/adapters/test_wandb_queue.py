@@ -158,6 +158,14 @@ async def test_the_pause_the_server_asks_for_is_kept():
     assert caught.value.retry_after_seconds == 120
 
 
+async def test_a_moment_that_the_server_names_is_held_against_its_own_clock():
+    day = {"Retry-After": "Wed, 01 Jan 2020 00:02:00 GMT", "Date": "Wed, 01 Jan 2020 00:00:00 GMT"}
+    async with mocked(answering({}, 429, **day)) as queue:
+        with pytest.raises(Transient) as caught:
+            await queue.read_agent("a")
+    assert caught.value.retry_after_seconds == 120
+
+
 async def test_a_lost_answer_of_a_pop_is_transient_and_sent_once():
     def lost(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadError("connection reset", request=request)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
-from prefect_vertex_launch.coordination.launch_record import lease_of
+from prefect_vertex_launch.coordination.launch_record import lease_of, waited_labels, waited_of
+from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.states import JobRecord, LaunchState
 from prefect_vertex_launch.core.vertex_types import JobState
@@ -114,6 +116,58 @@ async def test_jobs_that_wait_too_long_are_tried_elsewhere_or_given_up(queue: La
         state = launches[item_id].state
         assert state is not None
         assert (state.name, state.is_failed()) == ("TimedOut", True)
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+async def test_a_clock_that_is_hours_off_ends_no_job(
+    queue: LaunchQueue, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_off = timedelta(hours=hours)
+    monkeypatch.setattr(SystemClock, "now", lambda _clock: datetime.now(UTC) + is_off)
+    await queue.create(
+        queueing_timeout_seconds=3600.0, long_wait_seconds=1800.0, start_timeout_seconds=3600.0
+    )
+    item_id = queue.push()
+
+    async def happens() -> None:
+        name = (await job_of(queue, item_id)).name
+        for state in (JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING):
+            queue.sandbox.vertex.set_state(name, state)
+            await is_seen(queue)
+            await is_seen(queue)
+        queue.sandbox.vertex.set_state(name, JobState.JOB_STATE_SUCCEEDED)
+
+    await drained(queue, happens)
+
+    [job] = await jobs_of(queue, item_id)
+    assert job.launch_state is LaunchState.SUCCEEDED
+    assert warnings_of(queue, item_id) == ""
+
+
+async def test_what_a_job_has_waited_goes_on_counting_with_the_next_agent(
+    queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_vertex_launch.agent.agent.CONTACT_SECONDS", 0.2)
+    await queue.create()
+    item_id = queue.push()
+    first = asyncio.create_task(agent(queues=[queue.name], return_state=True))
+    await job_of(queue, item_id)
+    await is_seen(queue)
+    for registered in queue.sandbox.wandb.agents.all():
+        queue.sandbox.wandb.stop_polling(registered.id)
+    await first
+    left = (await queue.launches())[item_id]
+    waited_seconds, has_job = waited_of(left.labels)
+    assert waited_seconds > 0
+    assert has_job
+    # As if that agent had waited for an hour: the next one has nothing left to wait.
+    async with get_client() as client:
+        await client.update_flow_run_labels(left.id, {**waited_labels(3600.0, has_job=True)})
+    await queue.create(queueing_timeout_seconds=3600.0)
+    await agent(queues=[queue.name], drain=True, return_state=True)
+    [job] = await jobs_of(queue, item_id)
+    assert job.launch_state is LaunchState.CANCELLED
+    assert "longer than the queueing timeout" in queue.item(item_id).error["message"]
 
 
 async def test_by_default_a_job_waits_for_machines_as_long_as_it_takes_and_a_restart_is_told(
