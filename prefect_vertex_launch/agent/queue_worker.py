@@ -83,6 +83,7 @@ class QueueWorker:
             mending_of=partial(mendings.of, store.with_slot),
             taken=store.taken,
         )
+        context.on_new_block.append(self._slots.resize)
         self._supervisor = Supervisor(context, store, wake=wake, start=start)
         self._adoption = Adoption(context, store, self._slots, self._supervisor)
         # An item whose flow run could not be made: it is ours until its lease ends.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -148,33 +149,44 @@ class VertexLaunchQueue(QueueFields, Block):
             secrets |= {str(account.get_secret_value().get("private_key") or "")}
         return secrets
 
-    def open_wandb_queue(self) -> WandbQueue:
-        """Return a client of the queue; nothing is sent before its first call."""
+    def open_wandb_queue(self, *, on_denied: Callable[[], None] | None = None) -> WandbQueue:
+        """Return a client of the queue; nothing is sent before its first call.
+
+        `on_denied` is called when W&B does not accept the key, or says no.
+        """
         return WandbQueue(
             self.wandb_credentials.endpoint(),
             entity=self.entity,
             queue=self.queue,
             timeout_seconds=self.call_timeout_seconds,
+            on_denied=on_denied,
         )
 
-    def open_vertex_jobs(self, location: str | None = None, project: str | None = None) -> VertexJobs:
+    def open_vertex_jobs(
+        self,
+        location: str | None = None,
+        project: str | None = None,
+        *,
+        on_denied: Callable[[], None] | None = None,
+    ) -> VertexJobs:
         """Return a client of the jobs in a region and project, the block's own where none is named.
 
-        Nothing is sent before its first call.
+        Nothing is sent before its first call; `on_denied` as above, of Google.
         """
         location = location or self.location
         return VertexJobs(
             project=project or self.project,
             location=location,
-            credentials=self._google_credentials(),
+            credentials=self.google_credentials(),
             endpoint=self.endpoint and self.endpoint.replace("{location}", location),
             timeout_seconds=self.call_timeout_seconds,
             create_timeout_seconds=self.create_timeout_seconds,
             calls_per_minute=self.calls_per_minute,
             submissions_per_minute=self.submissions_per_minute,
+            on_denied=on_denied,
         )
 
-    def _google_credentials(self) -> Credentials | None:
+    def google_credentials(self) -> Credentials | None:
         """Return what the calls are signed with.
 
         Without TLS only a key that somebody names counts: Google's servers are not asked for credentials.

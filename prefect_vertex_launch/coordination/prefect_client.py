@@ -6,23 +6,21 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
-from prefect.client.orchestration import PrefectClient
-from prefect.context import AsyncClientContext
+from prefect.client.orchestration import PrefectClient, get_client
 
 
 @contextlib.asynccontextmanager
 async def prefect_client() -> AsyncIterator[PrefectClient]:
-    """Yield the client that Prefect's engine uses for the flows and tasks of this context.
+    """Yield a client; inside of a flow run it is the one that Prefect's engine uses, too.
 
     An answer that a proxy gives in the server's place, a page with the status 200 say, counts as none: the
     client asks again, as it does after a broken connection.
     """
-    async with AsyncClientContext.get_or_create() as context:
-        # Prefect returns this client from get_client() as long as it was made without settings of ours.
-        hooks = context.client._client.event_hooks  # noqa: SLF001 - it has no public name
+    async with get_client() as client:
+        hooks = client._client.event_hooks  # noqa: SLF001 - it has no public name
         if _refuse_pages not in hooks["response"]:
             hooks["response"].append(_refuse_pages)
-        yield context.client
+        yield client
 
 
 async def _refuse_pages(response: httpx.Response) -> None:

@@ -25,7 +25,7 @@ import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectNotFound
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.coordination.counter import take_off
@@ -37,6 +37,7 @@ from prefect_vertex_launch.coordination.launch_record import (
     lease_of,
     slot_labels,
 )
+from prefect_vertex_launch.coordination.limit_size import ensure_size
 from prefect_vertex_launch.coordination.mending import Mending
 from prefect_vertex_launch.coordination.side_by_side import side_by_side
 from prefect_vertex_launch.coordination.slot import Slot
@@ -97,6 +98,11 @@ class QueueSlots:
         """Create the limits; raises what `Slots.ensure_limit` raises."""
         await self.jobs.ensure_limit()
         await self.schedulers.ensure_limit()
+
+    async def resize(self, block: VertexLaunchQueue) -> None:
+        """Go on with the sizes of the limits that a block has by now. Raises httpx.HTTPError."""
+        await self.jobs.resize(block.max_jobs)
+        await self.schedulers.resize(block.max_schedulers)
 
     async def mend(self) -> None:
         """Take off the counters of the limits what has long been counted for no launch."""
@@ -167,16 +173,12 @@ class Slots:
         return [slot for slot in self._slots if not slot.is_held or slot.may_have_ended(now)]
 
     async def ensure_limit(self) -> None:
-        """Create the limit, or set it to `max_jobs`; repeating it changes nothing.
+        """Create the limit, or set it to `max_jobs` if the block had another number before.
 
         Raises NotFound when there is no shared limit of a name.
         """
         if self._max_jobs != UNLIMITED:
-            try:
-                await self._client.upsert_global_concurrency_limit_by_name(self._limit_name, self._max_jobs)
-            except ObjectAlreadyExists:
-                # Another agent that starts at the same moment has made it.
-                await self._client.upsert_global_concurrency_limit_by_name(self._limit_name, self._max_jobs)
+            await ensure_size(self._client, self._limit_name, self._max_jobs)
         for name in self._shared_limits:
             try:
                 await self._client.read_global_concurrency_limit_by_name(name)
@@ -189,6 +191,12 @@ class Slots:
                         fix=f"Create it: prefect gcl create {name} --limit N; or take it out of the block.",
                     )
                 ) from error
+
+    async def resize(self, max_jobs: int) -> None:
+        """Go on with another size of the limit, if there is and was one. Raises httpx.HTTPError."""
+        if UNLIMITED not in {max_jobs, self._max_jobs} and max_jobs != self._max_jobs:
+            self._max_jobs = max_jobs
+            await self.ensure_limit()
 
     async def has_shared_room(self) -> bool:
         """Whether every shared limit has a free slot. Raises httpx.HTTPError when Prefect cannot be asked."""

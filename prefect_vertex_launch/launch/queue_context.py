@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -49,6 +49,8 @@ class QueueContext:
         live: The launches that are under way here, by item.
         heartbeat: That of the agent which the launches belong to. A launch of its own has none.
         rate: The rate that all agents keep to together when they submit. Without Prefect there is none.
+        block_wanted: Set when the block is to be read again: a key of it was not accepted.
+        on_new_block: Called with the block after it was changed.
         burst_is_over: Cleared while items are being started. What can wait leaves Prefect's server to them.
     """
 
@@ -62,6 +64,10 @@ class QueueContext:
     live: dict[str, Launch] = field(default_factory=dict)
     heartbeat: Heartbeat | None = None
     rate: SubmissionRate | None = None
+    block_wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    on_new_block: list[Callable[[VertexLaunchQueue], Awaitable[None]]] = field(
+        default_factory=list["Callable[[VertexLaunchQueue], Awaitable[None]]"]
+    )
     burst_is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -108,14 +114,16 @@ async def enter_queue(block_name: str) -> AsyncIterator[QueueContext]:
 @contextlib.asynccontextmanager
 async def open_queue(block_name: str, *, clock: Clock | None = None) -> AsyncIterator[QueueContext]:
     """Load the block, open its clients and start the loops that serve every launch of the queue."""
+    from prefect_vertex_launch.launch.block_reload import keep_reading
     from prefect_vertex_launch.launch.stop_requests import watch_stops
 
     block = await load_block(block_name)
     own_secrets.add(*block.secrets())
     clock = clock or SystemClock()
     async with contextlib.AsyncExitStack() as stack:
-        wandb = await stack.enter_async_context(block.open_wandb_queue())
-        regions = Regions(block, stack, clock=clock)
+        block_wanted = asyncio.Event()
+        wandb = await stack.enter_async_context(block.open_wandb_queue(on_denied=block_wanted.set))
+        regions = Regions(block, stack, clock=clock, on_denied=block_wanted.set)
         await regions.at(block.location)
         client = await stack.enter_async_context(prefect_client())
         context = QueueContext(
@@ -125,6 +133,7 @@ async def open_queue(block_name: str, *, clock: Clock | None = None) -> AsyncIte
             regions=regions,
             page=FlowRunPage(client),
             clock=clock,
+            block_wanted=block_wanted,
             rate=SubmissionRate(
                 client,
                 project=block.project,
@@ -134,5 +143,8 @@ async def open_queue(block_name: str, *, clock: Clock | None = None) -> AsyncIte
         )
         await stack.enter_async_context(
             in_background(lambda: watch_stops(context), "the watch for stop requests", clock)
+        )
+        await stack.enter_async_context(
+            in_background(lambda: keep_reading(context), f"the look at block {block_name}", clock)
         )
         yield context

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
@@ -34,10 +34,21 @@ class Region:
 
 
 class Regions:
-    """The regions of one queue; `stack` ends what is opened here."""
+    """The regions of one queue.
 
-    def __init__(self, block: VertexLaunchQueue, stack: contextlib.AsyncExitStack, *, clock: Clock) -> None:
+    `stack` ends what is opened here; `on_denied` is called when Google does not accept the key, or says no.
+    """
+
+    def __init__(
+        self,
+        block: VertexLaunchQueue,
+        stack: contextlib.AsyncExitStack,
+        *,
+        clock: Clock,
+        on_denied: Callable[[], None],
+    ) -> None:
         self._block = block
+        self._on_denied = on_denied
         self._stack = stack
         self._clock = clock
         self._open: dict[tuple[str, str], Region] = {}
@@ -47,6 +58,14 @@ class Regions:
     def services(self) -> list[VertexJobs]:
         """The job services that are open."""
         return [region.jobs for region in self._open.values()]
+
+    async def use(self, block: VertexLaunchQueue, *, has_new_key: bool) -> None:
+        """Go on with a block that was changed. Raises AuthenticationFailed for an unusable key."""
+        self._block = block
+        if has_new_key:
+            credentials = block.google_credentials()
+            for region in self._open.values():
+                await region.jobs.use(credentials)
 
     async def at(self, location: str) -> Region:
         """Return a region of the queue's project, opened if it is not yet.
@@ -80,7 +99,7 @@ class Regions:
             return self._open[project, location]
 
     async def _opened(self, project: str, location: str) -> Region:
-        jobs = self._block.open_vertex_jobs(location, project)
+        jobs = self._block.open_vertex_jobs(location, project, on_denied=self._on_denied)
         self._stack.push_async_callback(jobs.aclose)
         finder = ItemFinder(jobs, clock=self._clock)
         self._stack.push_async_callback(finder.aclose)

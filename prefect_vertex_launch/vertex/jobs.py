@@ -52,7 +52,8 @@ class VertexJobs:
     `endpoint` is None for `https://{location}-aiplatform.googleapis.com`, another `https://host`, or
     `grpc://host:port` for a local server without TLS. Nothing is opened before the first call.
     `calls_per_minute` is what everyone in the event loop together may send to this endpoint for this
-    project and region; `submissions_per_minute` of these may create a job. Where clients of one project
+    project and region; `submissions_per_minute` of these may create a job. `on_denied` is called when a
+    request is refused because of its credentials. Where clients of one project
     and region have different numbers, the lowest ones hold. `calls` counts the requests by method.
     """
 
@@ -69,6 +70,7 @@ class VertexJobs:
         submissions_per_minute: int = SUBMISSIONS_PER_MINUTE,
         clock: Clock | None = None,
         random: Random | None = None,
+        on_denied: Callable[[], None] | None = None,
     ) -> None:
         self.project = project
         self.location = location
@@ -89,6 +91,7 @@ class VertexJobs:
         self._submissions_per_minute = submissions_per_minute
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - jitter
+        self._on_denied = on_denied
 
     @property
     def parent(self) -> str:
@@ -106,6 +109,11 @@ class VertexJobs:
         Submissions are not shared: those of all agents together have a limit of their own.
         """
         self._budget.narrow(2 / (agents + 1))
+
+    async def use(self, credentials: Credentials | None) -> None:
+        """Send what is sent from now on with other credentials."""
+        old, self._channel = self._channel, Channel(self._endpoint, credentials)
+        await old.aclose()
 
     async def turn_to_create(self) -> float:
         """Wait until a job may be created, and return this turn; pass it to `create` soon.
@@ -243,6 +251,10 @@ class VertexJobs:
         self.calls[call] += 1
         try:
             return await send(client)
+        except (google.Unauthorized, google.Forbidden):
+            if self._on_denied is not None:
+                self._on_denied()
+            raise
         except google.TooManyRequests as error:
             if quota_kind(message_of(error)) == "rate":
                 budget.slow_down(call, sent_at)

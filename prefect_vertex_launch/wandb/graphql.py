@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,6 +36,7 @@ _MAX_QUOTED_CHARACTERS = 500
 _LONGEST_PAUSE_SECONDS = 86_400.0
 # The timeout is for each part of an answer; all of it, drop by drop, may take so many times as long.
 _TIMEOUTS_AT_MOST = 4
+_DENIED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _NO_ANSWER = (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL, UnicodeError, TimeoutError)
 _STATUS_OF_MESSAGE = tuple(
     (re.compile(text, re.IGNORECASE), status)
@@ -72,9 +73,11 @@ class WandbGraphql:
         clock: Clock,
         random: Random,
         transport: httpx.AsyncBaseTransport | None = None,
+        on_denied: Callable[[], None] | None = None,
     ) -> None:
         self.calls: Counter[str] = Counter()
         self._endpoint = endpoint
+        self._on_denied = on_denied
         self._clock = clock
         self._random = random
         self._whole_seconds = _TIMEOUTS_AT_MOST * timeout_seconds
@@ -84,13 +87,17 @@ class WandbGraphql:
             limits=httpx.Limits(max_connections=20, max_keepalive_connections=10),
             transport=transport,
             # The key goes to the server that the endpoint names, never to where netrc or a proxy point.
-            auth=httpx.BasicAuth("api", endpoint.api_key.get_secret_value()),
+            auth=_auth(endpoint),
             headers={"User-Agent": "prefect-vertex-launch"},
         )
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+    def use(self, endpoint: WandbEndpoint) -> None:
+        """Send what is sent from now on with another key for the same server."""
+        self._endpoint, self._http.auth = endpoint, _auth(endpoint)
 
     async def execute(self, operation: Operation, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer's `data`.
@@ -220,6 +227,8 @@ class WandbGraphql:
         base_url, key = self._endpoint.base_url, self._endpoint.api_key.get_secret_value()
         message = message.replace(key, "…") if key else message
         server = store or f"W&B at {base_url}"
+        if store is None and self._on_denied is not None and status in _DENIED:
+            self._on_denied()
         said = f"{server} refused {name} ({int(status)})" + (f": {message}" if message else "")
         if status == HTTPStatus.UNAUTHORIZED and store is None:
             return AuthenticationFailed(
@@ -253,6 +262,10 @@ def _moment(text: str) -> datetime:
     """Return the moment of an HTTP date. Raises ValueError for what is none."""
     moment = parsedate_to_datetime(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _auth(endpoint: WandbEndpoint) -> httpx.BasicAuth:
+    return httpx.BasicAuth("api", endpoint.api_key.get_secret_value())
 
 
 def _json(body: Mapping[str, Any]) -> dict[str, Any]:

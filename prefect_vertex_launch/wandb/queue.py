@@ -12,7 +12,7 @@ blocks and flows use.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
@@ -95,6 +95,7 @@ class WandbQueue:
         clock: Clock | None = None,
         random: Random | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        on_denied: Callable[[], None] | None = None,
     ) -> None:
         self.entity = entity
         self.queue = queue
@@ -105,6 +106,7 @@ class WandbQueue:
             clock=clock or SystemClock(),
             random=random or Random(),  # noqa: S311 - jitter
             transport=transport,
+            on_denied=on_denied,
         )
         self.calls = self._graphql.calls
 
@@ -119,6 +121,10 @@ class WandbQueue:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._graphql.aclose()
+
+    def use(self, endpoint: WandbEndpoint) -> None:
+        """Send what is sent from now on with another key for the same server."""
+        self._graphql.use(endpoint)
 
     async def find_queue(self) -> QueueRecord:
         """Return the queue. Raises NotFound, which names the queues that there are."""

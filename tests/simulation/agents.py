@@ -66,7 +66,7 @@ class _Block:
         self._world = world
         self._process = process
 
-    def open_vertex_jobs(self, location: str, _project: str) -> VertexPort:
+    def open_vertex_jobs(self, location: str, _project: str, **_options: Any) -> VertexPort:
         return VertexPort(self._world, self._process, location)
 
 
@@ -136,7 +136,9 @@ async def _serve(world: World, process: Process, block: VertexLaunchQueue, shape
     client = PrefectPort(world, process)
     async with contextlib.AsyncExitStack() as stack:
         wandb = WandbPort(world, process)
-        regions = Regions(cast("Any", _Block(block, world, process)), stack, clock=process.clock)
+        regions = Regions(
+            cast("Any", _Block(block, world, process)), stack, clock=process.clock, on_denied=lambda: None
+        )
         context = QueueContext(
             block_name="queue",
             block=block,

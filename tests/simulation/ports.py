@@ -301,6 +301,15 @@ class PrefectPort:
     async def upsert_global_concurrency_limit_by_name(self, name: str, limit: int) -> None:
         await self._do("upsert_limit", lambda: self._model.upsert_limit(name, limit), is_write=True)
 
+    async def read_variable_by_name(self, name: str) -> Any:
+        return self._model.variables.get(name)
+
+    async def create_variable(self, variable: Any) -> None:
+        self._model.variables[variable.name] = variable
+
+    async def update_variable(self, variable: Any) -> None:
+        self._model.variables[variable.name] = variable
+
     async def read_global_concurrency_limit_by_name(self, name: str) -> Any:
         def read() -> Any:
             self._model.sweep()

@@ -98,6 +98,7 @@ class PrefectModel:
         self.has_restarted = False
         self.by_key: dict[str, UUID] = {}
         self.limits: dict[str, Limit] = {}
+        self.variables: dict[str, Any] = {}
         self.leases: dict[UUID, Lease] = {}
         self.flow_id = self.new_id()
         # When the last change of a flow run's tags was asked for.
