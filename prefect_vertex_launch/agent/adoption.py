@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from math import inf
 
 from prefect.client.schemas.objects import FlowRun
@@ -20,6 +19,7 @@ from prefect_vertex_launch.coordination.launch_record import (
 )
 from prefect_vertex_launch.coordination.launch_store import FRESH_SECONDS, LaunchStore
 from prefect_vertex_launch.coordination.slots import QueueSlots
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.errors import Problem
 from prefect_vertex_launch.core.states import Requester, StopRequest
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
@@ -28,7 +28,7 @@ from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.queue_context import QueueContext
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 # One look for launches to adopt may fail or take its time; after that nobody knows any more.
 CLEAR_SECONDS = 75.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -25,12 +24,13 @@ from prefect_vertex_launch.coordination.heartbeat import Heartbeat
 from prefect_vertex_launch.coordination.mending import Mendings
 from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES, expected_or_told
 from prefect_vertex_launch.core.background import in_background
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock, SystemClock
 from prefect_vertex_launch.core.errors import Conflict, LaunchError, Problem, Transient
 from prefect_vertex_launch.core.retry import asked_pause_seconds
 from prefect_vertex_launch.launch.queue_context import QueueContext, open_queue
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 CONTACT_SECONDS = 15.0
 

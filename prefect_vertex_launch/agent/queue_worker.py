@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from enum import Enum, auto
 from functools import partial
@@ -22,6 +21,7 @@ from prefect_vertex_launch.coordination.prefect_api import expected_or_told
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.coordination.slots import QueueSlots
 from prefect_vertex_launch.core.background import in_background
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock
 from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.core.secrets import own_secrets
@@ -31,7 +31,7 @@ from prefect_vertex_launch.launch.item import QueueItem
 from prefect_vertex_launch.launch.queue_context import QueueContext
 from prefect_vertex_launch.wandb.queue import PoppedItem
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 ADOPTION_SECONDS = 30.0
 # As long as it is not known who carries what nothing new is started.

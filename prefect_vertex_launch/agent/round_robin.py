@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefect_vertex_launch.agent.queue_worker import Found, QueueWorker
 from prefect_vertex_launch.coordination.prefect_api import expected_or_told
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock, sleep_until
 from prefect_vertex_launch.core.retry import Backoff
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 MAX_BACKOFF_SECONDS = 60.0
 

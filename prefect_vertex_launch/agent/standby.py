@@ -7,7 +7,6 @@ renew its lease, and counts runs that nobody can end (prefect 3.8, flow_engine a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -16,9 +15,10 @@ from prefect.client.schemas.objects import FlowRun
 
 from prefect_vertex_launch.coordination.heartbeat import HEARTBEAT_LABEL, AgentObserver, read_agents
 from prefect_vertex_launch.coordination.prefect_api import PREFECT_FAILURES
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 LOOK_SECONDS = 5.0
 

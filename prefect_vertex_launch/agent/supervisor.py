@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -19,10 +18,11 @@ from prefect_vertex_launch.coordination.launch_store import LaunchStore
 from prefect_vertex_launch.coordination.prefect_api import expected_or_told
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.coordination.slots import Slots
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.queue_context import QueueContext
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 # What a claim takes unless W&B is away; an item that waited in vain returns to its queue by its lease.
 CLAIM_SECONDS = 5.0

@@ -5,16 +5,16 @@ W&B's queue page shows it as a launch agent, and its run keeps the files that sa
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_vertex_launch.agent.queue_worker import QueueWorker
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.errors import LaunchError
 from prefect_vertex_launch.wandb.queue import AgentRecord, AgentStatus, WandbQueue
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 
 @dataclass(eq=False)

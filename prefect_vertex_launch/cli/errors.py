@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prefect_vertex_launch.core.foreign_text import several_lines
+
 if TYPE_CHECKING:
     from prefect_vertex_launch.core.errors import LaunchError
 
@@ -20,7 +22,7 @@ class CommandError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        return f"error: {self.what}\nhint: {self.hint}"
+        return several_lines(f"error: {self.what}\nhint: {self.hint}")
 
 
 def as_command_error(error: BaseException) -> CommandError | None:

@@ -30,6 +30,7 @@ from prefect_vertex_launch.cli.errors import (
     as_command_error,
 )
 from prefect_vertex_launch.cli.sandbox_key import given_api_key
+from prefect_vertex_launch.core.foreign_text import several_lines
 
 app = typer.Typer(
     help="Run W&B Launch queues on Vertex AI with Prefect.",
@@ -110,7 +111,7 @@ def agent(
 ) -> None:
     """Launch the runs of one or more queues, here and now."""
     state = _run(_serve_queues(queue, drain=drain, max_runtime_minutes=max_runtime_minutes))
-    typer.echo(f"{state.name}: {state.message}")
+    typer.echo(several_lines(f"{state.name}: {state.message}"))
     raise typer.Exit(OK if state.is_completed() else FAILED)
 
 

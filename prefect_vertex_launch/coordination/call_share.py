@@ -7,7 +7,6 @@ projects it calls, counts those at work that call the same ones, and takes a sha
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,10 +17,11 @@ from prefect.client.orchestration import PrefectClient
 
 from prefect_vertex_launch.coordination.heartbeat import AgentObserver, read_agents
 from prefect_vertex_launch.coordination.submission_rate import SubmissionRate
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 PROJECTS_LABEL = "vertex-launch.projects"
 LOOK_SECONDS = 30.0

@@ -12,7 +12,6 @@ and nothing is reported. Once its number is there again it looks which of its la
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from uuid import UUID
@@ -23,9 +22,10 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
 from prefect_vertex_launch.coordination.prefect_api import AGENT_FLOW, read_flow_runs, read_flow_runs_by_id
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock, sleep_until
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 HEARTBEAT_LABEL = "vertex-launch.heartbeat"
 HEARTBEAT_SECONDS = 15.0

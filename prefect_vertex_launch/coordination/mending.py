@@ -7,7 +7,6 @@ were taken. What no launch has noted as its own is nobody's once it has been so 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
@@ -20,9 +19,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 
 from prefect_vertex_launch.coordination.counter import take_off
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 # Slots that no launch has noted for so long are nobody's: a lease without a launch ends much sooner.
 EXCESS_SECONDS = 900.0

@@ -16,7 +16,6 @@ slot is held without it. What is counted and nobody's is taken off once it has b
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from uuid import UUID
@@ -41,11 +40,12 @@ from prefect_vertex_launch.coordination.limit_size import ensure_size
 from prefect_vertex_launch.coordination.mending import Mending
 from prefect_vertex_launch.coordination.side_by_side import side_by_side
 from prefect_vertex_launch.coordination.slot import Slot
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock
 from prefect_vertex_launch.core.errors import NotFound, Problem
 from prefect_vertex_launch.core.shared_limit import SHARED_LIMIT_PREFIX
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 
 # The mending of a limit under which launches count, by the label with which they note that.

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from random import Random
@@ -26,10 +25,11 @@ import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock, unless_any
 from prefect_vertex_launch.vertex.call_budget import Call, CallBudget, shared_budget
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 _LOCKED = 423
 # Prefect's client tries for about a minute to reach a server that is away: not for every submission.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock
 from prefect_vertex_launch.core.secrets import own_secrets
 from prefect_vertex_launch.core.unforeseen import unforeseen
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 RESTART_SECONDS = 5.0
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
+from urllib.parse import quote
 
 from prefect_vertex_launch.core.states import JobRecord, LaunchState, Requester, StopRequest
 
@@ -372,4 +373,4 @@ def _parts(job_name: str) -> tuple[str, str, str]:
     )
     if match is None:
         raise ValueError(f"{job_name!r} is not the resource name of a custom job")
-    return match["project"], match["location"], match["id"]
+    return quote(match["project"], safe=""), quote(match["location"], safe=""), quote(match["id"], safe="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from prefect import State, flow, get_run_logger, task
+from prefect import State, flow, task
 from prefect.artifacts import acreate_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
@@ -18,6 +18,7 @@ from prefect_vertex_launch.core.clock import SystemClock
 from prefect_vertex_launch.core.errors import LaunchError, Problem, Refused, Transient
 from prefect_vertex_launch.core.states import ItemState
 from prefect_vertex_launch.launch.notify import run_url
+from prefect_vertex_launch.launch.run_log import run_log
 from prefect_vertex_launch.wandb.push import push
 from prefect_vertex_launch.wandb.queue import RunPath, WandbQueue
 
@@ -179,7 +180,7 @@ async def wait_for_run(queue: str, project: str, item_id: str) -> str:
             try:
                 state = await _state_of(wandb, block.entity, project, item_id)
             except Transient as error:
-                get_run_logger().warning("Still waiting; W&B could not be asked: %s", error)
+                run_log().warning("Still waiting; W&B could not be asked: %s", error)
                 state = None
             if state in FINAL_RUN_STATES:
                 return state
@@ -207,7 +208,7 @@ async def enqueue(queue: str, launch: LaunchForm, wait: bool = False) -> State[A
     """
     try:
         item_id = await push_run(queue, launch.model_dump(mode="json"))
-        get_run_logger().info("Queued as item %s", item_id)
+        run_log().info("Queued as item %s", item_id)
         if not wait:
             return Completed(message=f"Queued as item {item_id}.")
         return await _see_through(queue, launch, item_id)

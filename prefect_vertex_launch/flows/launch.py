@@ -29,6 +29,7 @@ from prefect_vertex_launch.agent import solo
 from prefect_vertex_launch.coordination import launch_record
 from prefect_vertex_launch.coordination.launch_record import item_of, parents_labels, parents_of
 from prefect_vertex_launch.coordination.prefect_client import prefect_client
+from prefect_vertex_launch.core.clean_log import keep_from_log
 from prefect_vertex_launch.core.errors import (
     AuthenticationFailed,
     Conflict,
@@ -52,7 +53,7 @@ from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.notify import tell_of_relaunch
 from prefect_vertex_launch.launch.outage import OUTAGES, Outages
 from prefect_vertex_launch.launch.queue_context import QueueContext, enter_queue, own_flow_run_id
-from prefect_vertex_launch.launch.run_log import keep_from_log, run_log
+from prefect_vertex_launch.launch.run_log import run_log
 from prefect_vertex_launch.launch.safety_net import with_net
 
 P = ParamSpec("P")

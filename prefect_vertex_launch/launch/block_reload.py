@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 from prefect.blocks.core import Block
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
 from prefect_vertex_launch.coordination.prefect_api import expected_or_told, load_block
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import sleep_until
 from prefect_vertex_launch.core.secrets import own_secrets
 from prefect_vertex_launch.launch.queue_context import QueueContext
 
-logger = logging.getLogger("prefect.vertex-launch.agent")
+logger = clean_log("prefect.vertex-launch.agent")
 
 INTERVAL_SECONDS = 300.0
 # After a key was not accepted the block is read again at once, but no more often than this.

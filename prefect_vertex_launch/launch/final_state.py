@@ -42,13 +42,13 @@ def elsewhere_state(error: Permanent) -> State[Any]:
 def final_state(launch: Launch) -> State[Any]:
     """Return the state in which the flow run of an ended launch ends."""
     diagnosis = diagnosis_of(launch)
-    message = launch.secrets.mask(explain(launch, diagnosis))
+    message = launch.clean(explain(launch, diagnosis))
     is_cancelled = launch.stop is not None and launch.stop.who is Requester.PREFECT
     if launch.refusal is None and (is_cancelled or diagnosis.category in CANCELLED):
         # Prefect takes no other end of a run that was cancelled there, however its job ended.
         return Cancelled(message=message)
     if diagnosis.category is Category.SUCCEEDED:
-        return Completed(message=launch.secrets.mask(diagnosis.summary))
+        return Completed(message=launch.clean(diagnosis.summary))
     return Failed(name=_STATE_NAMES.get(diagnosis.category, "Failed"), message=message)
 
 

@@ -9,10 +9,13 @@ from pydantic import BaseModel, Field
 
 from prefect_vertex_launch.coordination.launch_store import LaunchRequest
 from prefect_vertex_launch.core.errors import Problem
+from prefect_vertex_launch.core.foreign_text import one_line
 from prefect_vertex_launch.core.json_value import json_problems
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, derive_run_id, parse_run_spec
 from prefect_vertex_launch.jobspec.withheld import Withheld
 from prefect_vertex_launch.wandb.queue import PoppedItem, RunPath
+
+MAX_TITLE_CHARACTERS = 200
 
 
 class QueueItem(BaseModel):
@@ -91,7 +94,8 @@ class QueueItem(BaseModel):
     def title(self) -> str:
         """What the item's flow run is called: as its W&B run, if that has a name."""
         name = self.payload.get("name") if isinstance(self.payload, dict) else None
-        return name if isinstance(name, str) and name else f"item-{self.item_id}"
+        title = one_line(name)[:MAX_TITLE_CHARACTERS] if isinstance(name, str) else ""
+        return title or f"item-{self.item_id}"
 
     @cached_property
     def spec(self) -> RunSpec | None:

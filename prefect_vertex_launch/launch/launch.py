@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from prefect_vertex_launch.coordination.slot import Slot
 from prefect_vertex_launch.core.clock import unless_any
 from prefect_vertex_launch.core.errors import Permanent
+from prefect_vertex_launch.core.foreign_text import several_lines
 from prefect_vertex_launch.core.retry_policy import Attempt
 from prefect_vertex_launch.core.secrets import Secrets, own_secrets
 from prefect_vertex_launch.core.states import JobRecord, Requester, StopRequest
@@ -122,6 +123,10 @@ class Launch:
         self.job_changed, self.job_ended = asyncio.Event(), asyncio.Event()
         self.is_taken_over = self.is_waiting_for_slot = False
         self.told: set[str] = set()
+
+    def clean(self, text: str) -> str:
+        """Return a text as it may leave us: without secrets, and with control characters shown."""
+        return several_lines(self.secrets.mask(text))
 
     def complete(self, item: QueueItem, api_key: SecretStr | None) -> None:
         """Go on with the item as W&B has it: in Prefect it is kept without its secrets."""

@@ -6,12 +6,14 @@ W&B shows the message of a failed item, and the file that goes with it, beside t
 from __future__ import annotations
 
 from datetime import datetime
+from urllib.parse import quote
 
 from prefect.states import Running
 
 from prefect_vertex_launch.core.clock import sleep_until
 from prefect_vertex_launch.core.diagnosis import console_url
 from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, Permanent, waiting_if_denied
+from prefect_vertex_launch.core.foreign_text import as_markdown
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.launch.attempts import diagnose_attempt
 from prefect_vertex_launch.launch.launch import Launch
@@ -31,7 +33,7 @@ async def fail(launch: Launch, message: str, *, stage: str) -> bool:
     Returns False if nothing was said, because the launch is another agent's by now or may be. An item
     that W&B will not fail, because somebody has removed it for example, is left as it is.
     """
-    message = launch.secrets.mask(message)
+    message = launch.clean(message)
     if not await launch.until_sure():
         return False
     paths = await _saved(launch, message)
@@ -47,7 +49,7 @@ async def fail(launch: Launch, message: str, *, stage: str) -> bool:
 
 async def warn(launch: Launch, message: str) -> None:
     """Attach a warning to the item, once for each message; it is not worth ending anything for."""
-    message = launch.secrets.mask(message)
+    message = launch.clean(message)
     if message in launch.told:
         return
     launch.told.add(message)
@@ -90,7 +92,7 @@ async def show(launch: Launch, name: str, message: str) -> None:
     """
     if name == RUNNING and "state" not in launch.told:
         return
-    message = launch.secrets.mask(message)
+    message = launch.clean(message)
     try:
         await launch.context.page.show_state(launch.flow_run_id, Running(name=name, message=message))
     except Exception as error:  # noqa: BLE001 - what is only shown must not end anything
@@ -135,14 +137,17 @@ async def _create_links(launch: Launch, job: JobRecord) -> None:
         await launch.context.page.leave_link(
             run_url(launch.context.block.wandb_credentials.base_url, launch.run),
             f"W&B run {launch.run.run_id}",
-            f"Run {launch.run.run_id} of {launch.run.entity}/{launch.run.project}.",
+            as_markdown(f"Run {launch.run.run_id} of {launch.run.entity}/{launch.run.project}."),
         )
     await launch.context.page.leave_link(
-        console_url(job.name), f"CustomJob {job.job_id}", f"{job.display_name} in the Vertex AI console."
+        console_url(job.name),
+        f"CustomJob {job.job_id}",
+        f"{as_markdown(launch.clean(job.display_name))} in the Vertex AI console.",
     )
 
 
 def run_url(base_url: str, run: RunPath) -> str:
     """Return the run's page; W&B's own API host has its pages on another one."""
     app_url = "https://wandb.ai" if base_url.rstrip("/") == "https://api.wandb.ai" else base_url.rstrip("/")
-    return f"{app_url}/{run.entity}/{run.project}/runs/{run.run_id}"
+    entity, project, run_id = (quote(part, safe="") for part in (run.entity, run.project, run.run_id))
+    return f"{app_url}/{entity}/{project}/runs/{run_id}"

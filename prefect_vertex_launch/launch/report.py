@@ -10,6 +10,7 @@ from __future__ import annotations
 from prefect_vertex_launch.core.clock import sleep_until
 from prefect_vertex_launch.core.diagnosis import Category, Diagnosis, console_url, logs_url
 from prefect_vertex_launch.core.errors import LaunchError, NotFound, PermissionDenied
+from prefect_vertex_launch.core.foreign_text import as_markdown, lines_as_markdown
 from prefect_vertex_launch.core.states import SUCCESS
 from prefect_vertex_launch.jobspec.entities import is_own_or_allowed
 from prefect_vertex_launch.launch import stop_requests
@@ -90,8 +91,8 @@ async def _cancel_scheduled_sweep(launch: Launch) -> None:
 
 async def _leave_artifact(launch: Launch, diagnosis: Diagnosis) -> None:
     try:
-        mask = launch.secrets.mask
-        await launch.context.page.leave_text(mask(_as_markdown(launch, diagnosis)), mask(diagnosis.summary))
+        summary = as_markdown(launch.clean(diagnosis.summary))
+        await launch.context.page.leave_text(_as_markdown(launch, diagnosis), summary)
     except Exception as error:  # noqa: BLE001 - what is only shown must not end anything
         run_log().warning("The diagnosis could not be left in Prefect: %s", error)
 
@@ -107,7 +108,7 @@ def _emit(launch: Launch, diagnosis: Diagnosis) -> None:
         },
         {
             "category": diagnosis.category.value,
-            "summary": launch.secrets.mask(diagnosis.summary),
+            "summary": launch.clean(diagnosis.summary),
             "attempts": launch.attempt.number,
             "item": launch.item.item_id,
             "run": launch.run.run_id if launch.run else None,
@@ -117,20 +118,26 @@ def _emit(launch: Launch, diagnosis: Diagnosis) -> None:
 
 
 def _as_markdown(launch: Launch, diagnosis: Diagnosis) -> str:
-    rows = [("Category", f"`{diagnosis.category.value}`"), ("Item", f"`{launch.item.item_id}`")]
+    def shown(text: str) -> str:
+        return lines_as_markdown(launch.clean(text))
+
+    rows = [("Category", f"`{diagnosis.category.value}`"), ("Item", shown(launch.item.item_id))]
     if launch.run is not None:
-        rows.append(("Run", f"`{launch.run.entity}/{launch.run.project}/{launch.run.run_id}`"))
+        rows.append(("Run", shown(f"{launch.run.entity}/{launch.run.project}/{launch.run.run_id}")))
     if job := launch.job:
         rows += [
-            ("Job", f"[{job.name}]({console_url(job.name)})"),
+            ("Job", f"[{shown(job.name)}]({console_url(job.name)})"),
             ("Logs", f"[Cloud Logging]({logs_url(job.name)})"),
             (
                 "Vertex AI said",
-                f"`{job.error_message}` (code {job.error_code})" if job.error_message else "nothing",
+                as_markdown(f"{launch.clean(job.error_message)} (code {job.error_code})")
+                if job.error_message
+                else "nothing",
             ),
         ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    parts = [f"# {diagnosis.summary}", diagnosis.detail, diagnosis.remedy, f"| | |\n|---|---|\n{table}"]
+    texts = (shown(diagnosis.detail), shown(diagnosis.remedy))
+    parts = [f"# {as_markdown(launch.clean(diagnosis.summary))}", *texts, f"| | |\n|---|---|\n{table}"]
     if launch.ended:
         parts.append(_attempts_table(launch))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -140,7 +147,7 @@ def _attempts_table(launch: Launch) -> str:
     jobs = (*launch.ended, launch.job) if launch.job is not None else launch.ended
     lines = [
         f"| {number} | [{job.job_id}]({console_url(job.name)}) | {job.launch_state.value} "
-        f"| {diagnose_attempt(launch, job).summary} |"
+        f"| {as_markdown(launch.clean(diagnose_attempt(launch, job).summary))} |"
         for number, job in enumerate(jobs, start=1)
     ]
     return "\n".join(["| Attempt | Job | Ended | Why |", "|---|---|---|---|", *lines])

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.errors import AuthenticationFailed, LaunchError, Permanent, Transient
 from prefect_vertex_launch.core.states import SUCCESS, Requester, StopRequest
 from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.queue_context import QueueContext
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 Ask = Callable[[QueueContext, Sequence[Launch]], Awaitable[None]]
 

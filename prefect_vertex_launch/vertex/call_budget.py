@@ -17,16 +17,16 @@ is halved for everyone, and grows back by and by.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from weakref import WeakKeyDictionary
 
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 WINDOW_SECONDS = 60.0
 CALLS_PER_MINUTE = 300

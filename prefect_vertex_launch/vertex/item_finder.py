@@ -11,16 +11,16 @@ LIST waits for others to join: two seconds from a third of it on.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field
 
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock, SystemClock, sleep_until
 from prefect_vertex_launch.core.errors import Refused
 from prefect_vertex_launch.core.labels import ITEM_LABEL
 from prefect_vertex_launch.core.states import JobRecord
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 # How long a filter Vertex AI takes is not documented; this many keys of 40 characters stay below 2,048.
 ITEMS_PER_LIST = 30

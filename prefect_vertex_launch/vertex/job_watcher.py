@@ -16,12 +16,12 @@ whose create was given up for lost. The one too many is cancelled, on each pass 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.clock import Clock, SystemClock, sleep_until
 from prefect_vertex_launch.core.duplicates import surplus
 from prefect_vertex_launch.core.errors import LaunchError, NotFound
@@ -30,7 +30,7 @@ from prefect_vertex_launch.core.retry import Backoff
 from prefect_vertex_launch.core.states import STATE_OF_JOB, TERMINAL, JobRecord, LaunchState, advance
 from prefect_vertex_launch.vertex.jobs import VertexJobs
 
-logger = logging.getLogger(__name__)
+logger = clean_log(__name__)
 
 OnChange = Callable[[JobRecord], Awaitable[None]]
 

@@ -143,6 +143,7 @@ QUEUE_FORM = [
     "Long wait",
     "Relaunches",
     "API key secret",
+    "Other entities",
     "Secure mode",
     "Allowed images",
     "Allowed entry points",

@@ -273,7 +273,7 @@ async def drain_all() -> Drained:
     async with Sandbox(queued_seconds=0, pending_seconds=0) as sandbox:
         sandbox.wandb.hide_entity("others")
         queue = LaunchQueue(sandbox, max_jobs=len(ENDS))
-        await queue.create(max_relaunches=1)
+        await queue.create(max_relaunches=1, allowed_entities=["others"])
         scenes = {end.name: Scene(queue, queue.push(**{"image": "python", **end.item})) for end in ENDS}
         serving = agent(queues=[queue.name], drain=True, return_state=True)
         async with asyncio.timeout(HANG_SECONDS), asyncio.TaskGroup() as group:

@@ -50,10 +50,10 @@ def slot_freed_at_hand_over(patch: pytest.MonkeyPatch) -> None:
     """The slot of a launch that is left to another agent is given back though its job runs on."""
     leave = Supervisor._leave
 
-    async def leave_without(self: Supervisor, flow_run: FlowRun) -> None:
+    async def leave_without(self: Supervisor, flow_run: FlowRun, launch: Launch) -> None:
         if lease_id := lease_of(flow_run.labels):
             await self._store._client.release_concurrency_slots_with_lease(lease_id=lease_id)
-        await leave(self, flow_run)
+        await leave(self, flow_run, launch)
 
     patch.setattr(Supervisor, "_leave", leave_without)
 

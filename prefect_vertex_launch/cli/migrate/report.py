@@ -7,26 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prefect_vertex_launch.cli.adopt import Adoption
+from prefect_vertex_launch.cli.columns import aligned
 from prefect_vertex_launch.cli.migrate.migration import Migration
 from prefect_vertex_launch.cli.migrate.plan import Plan
 from prefect_vertex_launch.cli.migrate.queue_review import QueueReview
 from prefect_vertex_launch.core.errors import Problem
+from prefect_vertex_launch.core.foreign_text import several_lines
 from prefect_vertex_launch.jobspec.redaction import is_secret_name
-
-
-def as_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return aligned columns, one line for each row; nothing is folded or coloured."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def print_fields(path: Path, migration: Migration) -> None:
     """Print a row for each field: its key, its value, what becomes of it."""
     rows = [("KEY", "VALUE", "BECOMES"), *((row.key, row.value, str(row)) for row in migration.rows)]
-    _print(f"# {path}", *as_table(rows), *(f"warning: {warning}" for warning in migration.warnings), "")
+    _print(f"# {path}", *aligned(rows, " | "), *(f"warning: {warning}" for warning in migration.warnings), "")
 
 
 def print_queues(entity: str, reviews: Mapping[str, QueueReview], *, allow_macros: bool) -> None:
@@ -73,11 +66,11 @@ def print_adoptions(block_name: str, adoptions: Sequence[Adoption]) -> None:
     """Print a row for each live job of W&B's agent."""
     rows = [("JOB", "RUN", "ITEM", "DONE"), *((a.job, a.run, a.item, a.done) for a in adoptions)]
     if adoptions:
-        _print(*as_table(rows))
+        _print(*aligned(rows, " | "))
     else:
         _print(f"W&B's agent left no live job where the block {block_name} has its jobs.")
 
 
 def _print(*lines: str) -> None:
     for line in lines:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{several_lines(line)}\n")

@@ -7,10 +7,12 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from prefect_vertex_launch.cli.columns import aligned
 from prefect_vertex_launch.cli.status.item_status import ItemStatus
 from prefect_vertex_launch.cli.status.queue_reader import QueueStatus
 from prefect_vertex_launch.cli.status.status import read_status
 from prefect_vertex_launch.coordination.prefect_api import open_prefect
+from prefect_vertex_launch.core.foreign_text import one_line, several_lines
 
 # State, symbol, colour: never the colour alone.
 _LOOKS = {
@@ -81,14 +83,9 @@ def as_text(queues: list[QueueStatus]) -> str:
     """Return aligned columns, one line for each item, for pipes: nothing is folded or coloured."""
     lines: list[str] = []
     for queue in queues:
-        rows = [_PIPE_COLUMNS, *(_plain_row(item) for item in queue.items)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines.append(f"# {headline(queue)}")
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines += [f"error: {' '.join(problem.split())}" for problem in queue.problems]
+        lines.append(f"# {one_line(headline(queue))}")
+        lines += aligned([_PIPE_COLUMNS, *(_plain_row(item) for item in queue.items)])
+        lines += [f"error: {one_line(' '.join(problem.split()))}" for problem in queue.problems]
         lines.append("")
     return "\n".join(lines)
 
@@ -116,22 +113,22 @@ def print_tables(queues: list[QueueStatus]) -> None:
 
     console = Console()
     for queue in queues:
-        table = Table(title=escape(headline(queue)), title_justify="left")
+        table = Table(title=escape(one_line(headline(queue))), title_justify="left")
         for column in ("item", "run", "state", "why", "age", "job", "links"):
             table.add_column(column, overflow="fold", no_wrap=column in {"state", "age"})
         for item in queue.items:
             table.add_row(
-                escape(item.item),
-                escape(item.run) or "-",
+                escape(one_line(item.item)),
+                escape(one_line(item.run)) or "-",
                 state_text(item.state),
-                escape(item.why),
+                escape(several_lines(item.why)),
                 age_text(item.age_seconds),
-                item.job or "-",
+                escape(one_line(item.job or "-")),
                 _links(item),
             )
         console.print(table)
         for problem in queue.problems:
-            console.print(f"error: {problem}", markup=False)
+            console.print(f"error: {several_lines(problem)}", markup=False)
 
 
 def _links(item: ItemStatus) -> Any:
