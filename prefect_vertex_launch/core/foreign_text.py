@@ -17,7 +17,7 @@ _OBEYED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINER: Final = "\N{ZERO WIDTH JOINER}"
 # What Markdown reads: anywhere, at the beginning of a line, and as an address to make a link of.
 # An underscore inside of a word is one.
-_MARKS: Final = re.compile(r"([\\`*\[\]!|~]|(?<!\w)_|_(?!\w))")
+_MARKS: Final = re.compile(r"([\\`*\[\]!|~]|(?<![^\W_])_|_(?![^\W_]))")
 _MARKS_AT_START: Final = re.compile(r"^(\s*)([#+=-])")
 _NUMBER_AT_START: Final = re.compile(r"^(\s*\d+)([.)])")
 _ADDRESS: Final = re.compile(r"(:)(?=//)|(?<=www)(\.)", re.IGNORECASE)
