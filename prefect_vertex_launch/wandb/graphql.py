@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -48,6 +48,12 @@ _STATUS_OF_MESSAGE = tuple(
         (r"not found|does not exist", HTTPStatus.NOT_FOUND),
     )
 )
+
+
+# No phrase above is shorter.
+_SHORTEST_PHRASE = 7
+# What stands in quotes is somebody's name; an apostrophe inside of a word is none.
+_QUOTED = re.compile(r"""(?<!\w)'[^']*'(?!\w)|"[^"]*"|`[^`]*`""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ class WandbGraphql:
                 answer = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise Transient(f"W&B's answer to {operation.name} is not readable JSON") from error
-            return self.data_of(operation, answer)
+            return self.data_of(operation, answer, variables)
 
         if not operation.is_idempotent:
             return await once()
@@ -165,14 +171,15 @@ class WandbGraphql:
 
         return await retrying(once, clock=self._clock, random=self._random)
 
-    def data_of(self, operation: Operation, answer: object) -> dict[str, Any]:
-        """Return the `data` of an answer, or raise what its `errors` say."""
+    def data_of(self, operation: Operation, answer: object, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the `data` of an answer, or raise what its `errors` say; `variables` are what was sent."""
         if not isinstance(answer, dict):
             raise Transient(f"W&B's answer to {operation.name} is not a JSON object")
         fields = cast("dict[str, Any]", answer)
         if fields.get("errors"):
             message = _messages(fields["errors"])
-            raise self._error(_status_of(message), operation.name, message)
+            status = _status_of(message, variables)
+            raise self._error(status, operation.name, message[:_MAX_QUOTED_CHARACTERS])
         data: Any = fields.get("data")
         if not isinstance(data, dict):
             raise Transient(f"W&B's answer to {operation.name} has no data")
@@ -286,16 +293,36 @@ def _messages_in(text: str) -> str:
     except (ValueError, RecursionError):
         return text.strip()[:_MAX_QUOTED_CHARACTERS]
     if isinstance(answer, dict) and "errors" in answer:
-        return _messages(cast("dict[str, Any]", answer)["errors"])
+        return _messages(cast("dict[str, Any]", answer)["errors"])[:_MAX_QUOTED_CHARACTERS]
     return text.strip()[:_MAX_QUOTED_CHARACTERS]
 
 
-def _status_of(message: str) -> int:
-    """Return the HTTP status that a GraphQL error stands for: its own is 200 on some servers."""
+def _status_of(message: str, variables: Mapping[str, Any]) -> int:
+    """Return the HTTP status that a GraphQL error stands for: its own is 200 on some servers.
+
+    The server may quote what it was sent. A run that is called "rate limit" must not decide.
+    """
+    said = message
+    for text in sorted({*_texts_in(variables)}, key=len, reverse=True):
+        said = said.replace(text, "…")
+    said = _QUOTED.sub("…", said)
     for pattern, status in _STATUS_OF_MESSAGE:
-        if pattern.search(message):
+        if pattern.search(said):
             return status
     return HTTPStatus.BAD_REQUEST
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Yield the texts of what was sent that are long enough to say something."""
+    if isinstance(value, str) and len(value) >= _SHORTEST_PHRASE:
+        yield value
+    members: object = ()
+    if isinstance(value, Mapping):
+        members = cast("Mapping[str, object]", value).values()
+    elif isinstance(value, list | tuple):
+        members = cast("Sequence[object]", value)
+    for member in cast("Iterable[object]", members):
+        yield from _texts_in(member)
 
 
 def _messages(errors: Any) -> str:
@@ -304,7 +331,7 @@ def _messages(errors: Any) -> str:
         str(cast("dict[str, Any]", entry).get("message", "")) if isinstance(entry, dict) else str(entry)
         for entry in entries
     ]
-    return "; ".join(text for text in texts if text)[:_MAX_QUOTED_CHARACTERS]
+    return "; ".join(text for text in texts if text)
 
 
 def at(data: Mapping[str, Any], *path: str) -> dict[str, Any] | None:

@@ -203,7 +203,7 @@ class WandbQueue:
             answer: object = json.loads(text)
         except (ValueError, RecursionError) as error:
             return unreadable_item(text, error)
-        popped = at(self._graphql.data_of(documents.POP, answer), "popFromRunQueue")
+        popped = at(self._graphql.data_of(documents.POP, answer, variables), "popFromRunQueue")
         if popped is None:
             return None
         if not isinstance(popped.get("runQueueItemId"), str):

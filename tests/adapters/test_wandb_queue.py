@@ -141,6 +141,17 @@ async def test_an_error_inside_of_a_200_is_known_by_its_words(message, error):
             await queue.read_agent("a")
 
 
+@pytest.mark.parametrize("name", ["rate limit", "permission denied", "a-timeout", "forbidden " * 80])
+@pytest.mark.parametrize("words", ["{} is no agent", "there is no agent '{}'", 'no "{}" for this key'])
+async def test_a_name_that_the_server_quotes_does_not_decide_what_its_error_means(name, words):
+    async with mocked(answering({"errors": [{"message": words.format(name)}], "data": None})) as queue:
+        with pytest.raises(Refused):
+            await queue.read_agent(name)
+    async with mocked(answering({"errors": [{"message": "no agent 'of the rate limit'"}]})) as queue:
+        with pytest.raises(Refused):
+            await queue.read_agent("a")
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 async def test_a_read_is_tried_again_and_a_pop_never_is(status):
     async with mocked(answering({}, status)) as queue:
