@@ -13,15 +13,15 @@ from typing import Any
 
 from prefect.server.api.server import create_app as create_prefect_app
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SWITCH = "/going-wrong"
-KINDS = ("503", "cut before", "cut after")
+KINDS = ("503", "cut before", "cut after", "page")
 
 
 class FaultyApp:
-    """Answers as `app` does, but for a share of the calls: refused, or their connection broken."""
+    """Answers as `app` does, but for a share of the calls: refused, their connection broken, or a page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,6 +37,9 @@ class FaultyApp:
             await self._app(scope, receive, send)
         elif kind == "503":
             await JSONResponse({"detail": "Service Unavailable"}, 503)(scope, receive, send)
+        elif kind == "page":
+            await self._app(scope, receive, _unheard)
+            await HTMLResponse("<html>Please log in</html>")(scope, receive, send)
         else:
             if kind == "cut after":
                 await self._app(scope, receive, _unheard)
