@@ -45,6 +45,7 @@ async def test_an_item_of_another_entity_gets_no_job_with_the_key_of_the_block(
     assert jobs == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "changes"),
     [({"allowed_entities": ["other-*"]}, {}), ({}, {"_wandb_api_key": AUTHORS_KEY})],
@@ -58,6 +59,7 @@ async def test_another_entity_is_served_if_the_block_allows_it_or_with_its_autho
     assert jobs == 1
 
 
+@pytest.mark.slow
 async def test_an_author_s_key_that_no_job_gets_does_not_open_another_entity(queue: LaunchQueue):
     await queue.create(api_key_secret="projects/p/secrets/s/versions/1")
     message, jobs = await served(queue, entity=OTHER, _wandb_api_key=AUTHORS_KEY)

@@ -76,6 +76,7 @@ async def test_a_new_key_is_read_when_the_old_one_is_not_accepted_any_more(
     assert NEW_KEY not in caplog.text
 
 
+@pytest.mark.slow
 async def test_limits_and_locks_that_are_changed_hold_from_then_on(
     queue: LaunchQueue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -126,6 +127,7 @@ async def test_a_limit_that_a_person_has_changed_stays_until_the_block_changes(q
     assert await served() == 2
 
 
+@pytest.mark.slow
 async def test_a_block_that_is_made_of_another_queue_is_not_followed_there(
     queue: LaunchQueue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

@@ -73,6 +73,7 @@ async def test_an_item_that_nobody_foresaw_is_failed_with_a_reference_to_the_log
         assert "nobody may read" not in text
 
 
+@pytest.mark.slow
 async def test_a_job_is_followed_to_its_end_whatever_goes_wrong_beside_it(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -93,6 +94,7 @@ async def test_a_job_is_followed_to_its_end_whatever_goes_wrong_beside_it(
     assert "may still run" in caplog.text
 
 
+@pytest.mark.slow
 async def test_a_launch_whose_parameters_somebody_has_spoilt_is_ended_and_the_others_go_on(
     queue: LaunchQueue,
 ):

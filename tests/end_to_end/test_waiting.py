@@ -144,6 +144,7 @@ async def test_a_clock_that_is_hours_off_ends_no_job(
     assert warnings_of(queue, item_id) == ""
 
 
+@pytest.mark.slow
 async def test_what_a_job_has_waited_goes_on_counting_with_the_next_agent(
     queue: LaunchQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ async def test_an_item_whose_secrets_are_gone_is_failed_with_that_reason(
     assert await queue.jobs() == []
 
 
+@pytest.mark.slow
 async def test_a_job_that_runs_is_seen_through_although_its_secrets_are_gone(
     queue: LaunchQueue, block: VertexLaunchQueue, monkeypatch: pytest.MonkeyPatch
 ):
