@@ -187,6 +187,9 @@ _BY_REQUESTER: Mapping[Requester, _Known] = MappingProxyType(
     }
 )
 
+# Vertex AI says what it saw within a few hundred characters; a program's last words may be megabytes.
+_MAX_READ = 20_000
+_LINK = re.compile(r"https?://\S+")
 _SIGNALS_OF_A_CRASH = {"6": "SIGABRT", "134": "SIGABRT", "11": "SIGSEGV", "139": "SIGSEGV"}
 _EXIT = re.compile(
     r"(?:The )?replica (?P<replica>\S+?) exited with a non-zero status of (?P<status>\d+)", re.IGNORECASE
@@ -339,7 +342,7 @@ def logs_url(job_name: str) -> str:
 
 def _category_of_failure(detail: str, code: int) -> Category:
     # A replica's own last words and the links may contain anything; they do not say what Vertex AI saw.
-    said = re.sub(r"https?://\S+", "", detail.split("Termination log message", 1)[0])
+    said = _LINK.sub("", detail[:_MAX_READ].split("Termination log message", 1)[0])
     if _KILLED.search(said):
         return Category.OUT_OF_MEMORY
     for pattern, category in _TEXTS:
@@ -349,7 +352,7 @@ def _category_of_failure(detail: str, code: int) -> Category:
 
 
 def _summary(known: _Known, job: JobRecord) -> str:
-    exit_ = _EXIT.search(job.error_message)
+    exit_ = _EXIT.search(job.error_message[:_MAX_READ])
     if known.category is Category.CAPACITY and job.start_time is not None:
         return "The machines were taken away, and the region has no others of this kind."
     if exit_ and known.category is Category.OUT_OF_MEMORY:

@@ -75,9 +75,14 @@ class Findings:
     def _is_inside_wrong_kind(self, where: str) -> bool:
         return any(where[:end] in self._wrong_kinds for end, step in enumerate(where) if step in ".[")
 
+    @property
+    def has_enough_warnings(self) -> bool:
+        """Whether no more warnings are kept."""
+        return len(self._warnings) >= MAX_PROBLEMS
+
     def warn(self, where: str, what: str) -> None:
         """Note something doubtful at `where`; after a hundred warnings no more are kept."""
-        if len(self._warnings) < MAX_PROBLEMS:
+        if not self.has_enough_warnings:
             self._warnings[where, what] = None
 
     def expected(self, where: str, wanted: str, got: object, fix: str = "") -> None:

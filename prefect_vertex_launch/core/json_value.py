@@ -7,7 +7,8 @@ later step meets a value that is too large, nested too deeply, or not JSON at al
 from __future__ import annotations
 
 import math
-from typing import Any, Final, TypeAlias, TypeGuard
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias, TypeGuard, cast
 
 from prefect_vertex_launch.core.errors import Problem
 
@@ -82,7 +83,7 @@ def at(path: str, step: str | int) -> str:
     """Return the path of a member: `path.key` or `path[3]`; a key that would mislead is quoted."""
     if isinstance(step, int):
         return f"{path}[{step}]"
-    if step.replace("_", "a").replace("-", "a").isalnum() and step.isascii() and len(step) <= _MAX_SHOWN:
+    if len(step) <= _MAX_SHOWN and step.isascii() and step.replace("_", "a").replace("-", "a").isalnum():
         return f"{path}.{step}" if path else step
     return f"{path}[{shown(step)}]"
 
@@ -106,35 +107,74 @@ def json_problems(value: Any, *, where: str, root: str = "") -> tuple[Problem, .
     while todo:
         item, path, depth = todo.pop()
         size_bytes += _own_bytes(item)
+        if size_bytes <= MAX_SPEC_BYTES and (is_object(item) or is_list(item)):
+            if item and depth >= MAX_SPEC_DEPTH:
+                return (_too_deep(where),)
+            flaws, member_bytes = _look_into(item, path, depth, todo)
+            size_bytes += member_bytes
+        else:
+            flaws = [flaw] if (flaw := _flaw(item)) else []
         if size_bytes > MAX_SPEC_BYTES:
             return (_too_large(where),)
-        if depth > MAX_SPEC_DEPTH:
-            return (_too_deep(where),)
-        if is_object(item):
-            for key, member in item.items():
-                todo.append((member, (path, key), depth + 1))
-                size_bytes += _own_bytes(key) - _KEY_BYTES
-                if (flaw := _flaw_of_key(key)) and len(problems) <= MAX_PROBLEMS:
-                    problems.append(Problem(_written(root, path) or where, *flaw))
-        elif is_list(item):
-            todo.extend((member, (path, index), depth + 1) for index, member in enumerate(item))
-        elif flaw := _flaw(item):
-            problems.append(Problem(_written(root, path) or where, *flaw))
+        problems += [Problem(_written(root, path) or where, *flaw) for flaw in flaws]
         if len(problems) > MAX_PROBLEMS:
             return (*reversed(problems[:MAX_PROBLEMS]), FURTHER_PROBLEMS)
     # Members wait on a stack, so they are met last to first.
     return tuple(reversed(problems))
 
 
+def _look_into(
+    item: dict[str, Any] | list[Any], path: _Path, depth: int, todo: list[tuple[Any, _Path, int]]
+) -> tuple[list[_Flaw], int]:
+    """Return what is wrong with the keys of a container, and the bytes of the members that are looked at.
+
+    What has members of its own or a flaw waits in `todo`. An item may have a quarter of a million members:
+    for those in which nothing is wrong not even a path is made.
+    """
+    flaws: list[_Flaw] = []
+    size_bytes = 0
+    members: Iterable[tuple[Any, Any]] = enumerate(item)
+    if isinstance(item, dict):
+        members = item.items()
+        for key in item:
+            size_bytes -= _KEY_BYTES
+            if type(key) is str and (sound_bytes := _sound_bytes(key)):
+                size_bytes += sound_bytes
+                continue
+            size_bytes += _own_bytes(key)
+            if (flaw := _flaw_of_key(key)) and len(flaws) <= MAX_PROBLEMS:
+                flaws.append(flaw)
+    for step, member in members:
+        if sound_bytes := _sound_bytes(member):
+            size_bytes += sound_bytes
+        else:
+            todo.append((member, (path, step), depth + 1))
+    return flaws, size_bytes
+
+
+def _sound_bytes(value: Any) -> int:
+    """Return the size of a value without members and flaws; 0 for any other, which is looked at by itself."""
+    kind = cast("type[object]", type(value))
+    if kind is str and "\0" not in value:
+        if value.isascii():
+            return 2 + len(value)
+        return _own_bytes(value) if is_unicode(value) else 0
+    if kind is int:
+        return 1 + bits * 3 // 10 if (bits := value.bit_length()) <= MAX_INTEGER_BITS else 0
+    if value is None or kind is bool or (kind is float and -math.inf < value < math.inf):
+        return 4
+    return 2 if (kind is list or kind is dict) and not value else 0
+
+
 def _own_bytes(value: Any) -> int:
     """Return about how long `value` is as JSON, its members left out but what stands around them counted."""
-    if isinstance(value, str):
-        return 2 + (len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass")))
-    if is_object(value):
-        return 2 + len(value) * (_KEY_BYTES + 2)
     if is_list(value):
         return 2 + len(value)
-    if isinstance(value, int):
+    if is_object(value):
+        return 2 + len(value) * (_KEY_BYTES + 2)
+    if isinstance(value, str):
+        return 2 + (len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass")))
+    if isinstance(value, int) and not isinstance(value, bool):
         return 1 + value.bit_length() * 3 // 10
     return 4
 

@@ -27,12 +27,12 @@ def label_value(text: str) -> str:
 
     Lower-case letters of any language, digits, `_` and `-`; at most 63 characters and 127 bytes.
     """
-    lower = text.lower()
+    lower = text.lower()[:_MAX_CHARACTERS]
     if lower.isascii():
-        return _NO_LABEL_CHARACTER.sub("_", lower)[:_MAX_CHARACTERS]
+        return _NO_LABEL_CHARACTER.sub("_", lower)
     kept = "".join(
         character if character in "_-" or _is_label_character(character) else "_" for character in lower
-    )[:_MAX_CHARACTERS]
+    )
     while len(kept.encode()) > _MAX_BYTES:
         kept = kept[:-1]
     return kept

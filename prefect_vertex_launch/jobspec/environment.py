@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from prefect_vertex_launch.jobspec.bootstrap import API_KEY_VARIABLE, SECRET_VARIABLE
-from prefect_vertex_launch.jobspec.config.macros import Piece
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.job_source import CODE_VARIABLE
 from prefect_vertex_launch.jobspec.run_spec import RunSpec
@@ -23,6 +22,7 @@ from prefect_vertex_launch.jobspec.run_spec import RunSpec
 MAX_VALUE_CHARACTERS: Final = 32_670
 
 
+_BEGINS_SOMETHING: Final = re.compile(r"\${2,}|\$(?=\()")
 # What makes a process the W&B run of the launch. Two that have it write into each other's run.
 _OF_THE_RUN: Final = frozenset({"WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_LAUNCH_TRACE_ID"})
 RUN_GROUP: Final = "WANDB_RUN_GROUP"
@@ -76,17 +76,12 @@ def literal_text(text: str, following: str = "") -> str:
 
     A single dollar sign that begins nothing stays single: it is right by every reading of the rule.
     """
-    whole = text + following
-
-    def escaped(dollars: re.Match[str]) -> str:
-        run = dollars[0]
-        begins_something = len(run) > 1 or whole.startswith(("$", "("), dollars.end())
-        return run * 2 if begins_something else run
-
-    return re.sub(r"\$+", escaped, text)
+    literal = _BEGINS_SOMETHING.sub(lambda dollars: dollars[0] * 2, text)
+    ends_in_one = text.endswith("$") and not text.endswith("$$")
+    return f"{literal}$" if ends_in_one and following.startswith(("$", "(")) else literal
 
 
-def join_literally(pieces: Sequence[Piece]) -> str:
+def join_literally(parts: Sequence[str], brought: Sequence[bool]) -> str:
     """Return a variable's value in which what macros have brought in begins no `$(NAME)`.
 
     What the queue itself wrote keeps its meaning, but its last dollar sign is one if a macro follows:
@@ -95,16 +90,16 @@ def join_literally(pieces: Sequence[Piece]) -> str:
     texts: list[str] = []  # last to first
     following = ""
     is_before_macro = False
-    for piece in reversed(pieces):
-        text = piece.text
-        if piece.is_brought:
-            text = literal_text(text, following)
+    for text, is_brought in zip(reversed(parts), reversed(brought), strict=True):
+        joined = text
+        if is_brought:
+            joined = literal_text(text, following)
         elif is_before_macro and following in {"$", "("}:
             is_odd = (len(text) - len(text.rstrip("$"))) % 2
-            text += "$" * is_odd
-        texts.append(text)
-        following = text[:1] or following
-        is_before_macro = piece.is_brought
+            joined += "$" * is_odd
+        texts.append(joined)
+        following = joined[:1] or following
+        is_before_macro = is_brought
     return "".join(reversed(texts))
 
 

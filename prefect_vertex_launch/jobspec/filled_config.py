@@ -50,6 +50,7 @@ class _Filling:
                 "author": run_spec.author or "",
             }
         )
+        self._known = ", ".join((*LAUNCH_MACROS, *sorted(self._values.keys() - set(LAUNCH_MACROS))))
 
     def filled(self, config: QueueConfig) -> QueueConfig:
         spec, run = self._section(config, "spec"), self._section(config, "run")
@@ -112,9 +113,6 @@ class _Filling:
                 values[name] = ""
         return values
 
-    def _known(self) -> str:
-        return ", ".join((*LAUNCH_MACROS, *sorted(self._values.keys() - set(LAUNCH_MACROS))))
-
     def _refuse(self, path: str, name: str) -> None:
         if name in self._allowed:
             self._findings.refuse(
@@ -128,13 +126,15 @@ class _Filling:
             path,
             f"${{{shown(name)[1:-1]}}} is not a known macro",
             "only the launch's own names and those that the queue's block allows are filled in",
-            f"Use one of {self._known()}, or allow it in the block.",
+            f"Use one of {self._known}, or allow it in the block.",
         )
 
     def _leave(self, path: str, name: str) -> None:
+        if self._findings.has_enough_warnings:
+            return
         reason = (
             "allowed, but not set in the worker's environment"
             if name in self._allowed
-            else f"not a macro (known are {self._known()})"
+            else f"not a macro (known are {self._known})"
         )
         self._findings.warn(path, f"${{{shown(name)[1:-1]}}} is left as it is: {reason}")

@@ -22,7 +22,6 @@ the console.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -33,7 +32,7 @@ from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, shown
 from prefect_vertex_launch.core.vertex_types import CustomJob
 from prefect_vertex_launch.jobspec.own_words import MOUNTS, OwnWords, networks_of, words_of
-from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
+from prefect_vertex_launch.jobspec.patterns import command_line, matches_with_gaps
 
 _WHY: Final = "the queue's block locks it"
 _ANY: Final = "*"
@@ -197,8 +196,8 @@ class _Check:
         if not words or patterns is None or self._own.has_command(words):
             return
         patterns = (*patterns, *(self._locks.commands or ()))
-        own = map(shlex.join, self._own.commands)
-        self._hold(shlex.join(words), where, patterns, {*own}, "entry point")
+        own = map(command_line, self._own.commands)
+        self._hold(command_line(words), where, patterns, {*own}, "entry point")
 
     def _code(self) -> None:
         if self._program.has_code and self._locked_commands is not None:
@@ -254,16 +253,17 @@ class _Check:
         launched = self._program.entry_point or self._program.job_entry_point
         if task.get("command") and words == launched and self._locks.entry_points is not None:
             return  # _entry_points has checked it
-        if self._own.has_command(words) or _matches(shlex.join(words), patterns):
+        line = command_line(words)
+        if self._own.has_command(words) or _matches(line, patterns):
             return
-        name, what = "command", f"{shown(shlex.join(words))} is not an allowed command"
+        name, what = "command", f"{shown(line)} is not an allowed command"
         if "python_module" in task:
             name = "python_module"
         elif not words:
             what = "missing, so that the image's own program would run"
         elif not task.get("command"):
             name, what = "args", f"{what}, and is one where the image has no entry point"
-        own = map(shlex.join, self._own.commands)
+        own = map(command_line, self._own.commands)
         self._refuse(at(where, name), what, {*patterns, *own}, "Allowed commands")
 
     def _expansions(self, task: Mapping[str, Any], where: str) -> None:
@@ -271,7 +271,7 @@ class _Check:
         names = {variable.get("name") for variable in task.get("env", ())}
         for part in ("command", "args"):
             for index, word in enumerate(task.get(part, ())):
-                found = [name for name in _EXPANSION.findall(word) if name in names]
+                found = "$(" in word and [name for name in _EXPANSION.findall(word) if name in names]
                 if found and not self._own.has_word(word):
                     self._findings.refuse(
                         at(at(where, part), index),

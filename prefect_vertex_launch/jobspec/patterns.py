@@ -6,7 +6,20 @@ not match would hold the event loop, and with it every queue, for minutes.
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Sequence
+from typing import Final
+
+# What `shlex.quote` leaves as it is.
+_NEEDS_QUOTES: Final = re.compile(r"[^\w@%+=:,./-]", re.ASCII)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return what `shlex.join` returns, without looking at each word by itself where none needs quotes."""
+    if all(words) and not _NEEDS_QUOTES.search("".join(words)):
+        return " ".join(words)
+    return shlex.join(words)
 
 
 def matches_with_gaps(

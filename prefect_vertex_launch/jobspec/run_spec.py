@@ -43,6 +43,7 @@ _BUILDER_KEYS: Final[Mapping[str, str]] = {
 }
 _RESERVED_IN_RUN_ID: Final = frozenset(":;,#?/'")
 _RESERVED_IN_PROJECT: Final = frozenset("/\\#?%:")
+_SPACE: Final = re.compile(r"\s")
 _JOB_PART: Final = re.compile(r"[^/\s:]+")
 _BASE36: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -151,12 +152,8 @@ class _Reader:
         # Keys that begin with an underscore are the W&B server's own.
         unknown = [key for key in self._payload if key not in _KNOWN and not key.startswith("_")]
         if len(unknown) > MAX_PROBLEMS:
-            self._findings.refuse(
-                "run spec",
-                f"{len(unknown)} keys that are not known here",
-                "one of them may be a known one with a wrong letter, which would have no effect",
-                "Remove them.",
-            )
+            more = f"{len(unknown) - MAX_PROBLEMS} more keys that are not known here; they have no effect"
+            self._findings.warn("run spec", more)
         for key in unknown[:MAX_PROBLEMS]:
             if right_spelling(key, _KNOWN):
                 self._findings.unknown_key("", key, _KNOWN, "a run spec")
@@ -309,7 +306,7 @@ class _Reader:
         texts = {path: _text_at(value, path, self._findings) for path, value in given.items()}
         found = {path: uri for path, uri in texts.items() if uri is not None}
         for path, uri in found.items():
-            if any(character.isspace() for character in uri):
+            if _SPACE.search(uri):
                 self._findings.refuse(
                     path, f"{shown(uri)} holds a space", "no image is named so", "Correct the image's name."
                 )

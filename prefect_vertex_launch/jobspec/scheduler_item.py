@@ -20,7 +20,7 @@ in later: the backend must do so when it queues the item. What is left of it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from prefect_vertex_launch.core.json_value import is_list, is_object
@@ -31,6 +31,7 @@ SWEEP_PLACEHOLDER: Final = "WANDB_SWEEP_ID"
 # have at most 128 characters, and a scheduler's is that of its sweep.
 _MAX_SWEEP_ID: Final = 128
 _COMMAND: Final = ["wandb", "scheduler"]
+_QUOTES: Final = ("'", '"')
 
 
 def is_scheduler(payload: Mapping[str, Any]) -> bool:
@@ -56,8 +57,7 @@ def fill_in_sweep(payload: Mapping[str, Any]) -> tuple[dict[str, Any], str | Non
     if sweep_id is None:
         return dict(payload), None
     filled = {**payload, "run_id": payload.get("run_id") or sweep_id, "sweep_id": None}
-    for key in ("name", "run_id"):
-        filled[key] = _filled(filled.get(key), sweep_id)
+    filled["name"], filled["run_id"] = _filled_words([filled.get("name"), filled["run_id"]], sweep_id)
     if overrides:
         filled["overrides"] = _overrides_of_sweep(overrides, sweep_id)
     return filled, sweep_id
@@ -79,11 +79,15 @@ def _named_sweep(payload: Mapping[str, Any], overrides: Mapping[str, Any]) -> st
 def _overrides_of_sweep(overrides: Mapping[str, Any], sweep_id: str) -> dict[str, Any]:
     filled = dict(overrides)
     if is_list(words := overrides.get("entry_point")):
-        filled["entry_point"] = [_filled(word, sweep_id) for word in words]
+        filled["entry_point"] = _filled_words(words, sweep_id)
     if is_list(words := overrides.get("args")):
-        filled["args"] = [_unquoted(_filled(word, sweep_id)) for word in words]
+        # There may be a hundred thousand, and hardly any is in quotes.
+        filled["args"] = [
+            _unquoted(word) if isinstance(word, str) and word[:1] in _QUOTES else word
+            for word in _filled_words(words, sweep_id)
+        ]
     if sweep_args := _sweep_args(overrides):
-        arguments = {key: _filled(value, sweep_id) for key, value in sweep_args.items()}
+        arguments = dict(zip(sweep_args, _filled_words(sweep_args.values(), sweep_id), strict=True))
         filled["run_config"] = {**overrides["run_config"], "sweep_args": arguments}
     return filled
 
@@ -94,10 +98,11 @@ def _sweep_args(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return sweep_args if is_object(sweep_args) else {}
 
 
-def _filled(value: Any, sweep_id: str) -> Any:
-    return value.replace(SWEEP_PLACEHOLDER, sweep_id) if isinstance(value, str) else value
+def _filled_words(words: Iterable[Any], sweep_id: str) -> list[Any]:
+    """Return the words with the sweep's id in them; what is no text stays as it is."""
+    return [word.replace(SWEEP_PLACEHOLDER, sweep_id) if isinstance(word, str) else word for word in words]
 
 
-def _unquoted(word: Any) -> Any:
-    is_quoted = isinstance(word, str) and len(word) > 1 and word[0] in "'\"" and word[0] == word[-1]
-    return word[1:-1] if is_quoted else word
+def _unquoted(word: str) -> str:
+    """Return a word that begins with a quote without it, if it ends with the same one."""
+    return word[1:-1] if len(word) > 1 and word[0] == word[-1] else word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final, cast
 
 import grpc
@@ -21,11 +22,15 @@ from prefect_vertex_launch.core.errors import (
     Refused,
     Transient,
 )
+from prefect_vertex_launch.core.json_value import MAX_PROBLEMS
 
 FIX_CREDENTIALS: Final = "Check the GcpCredentials block of the queue."
 # The server's own format for what is wrong with a spec:
-# "List of found errors:\t1.Field: job_spec…; Message: …\t2.Field: …; Message: …\t".
-_FIELD_ERROR: Final = re.compile(r"\d+\.\s*Field: (?P<field>[^;]*); Message: (?P<message>[^\t]*)")
+# "List of found errors:\t1.Field: job_spec…; Message: …\t2.Field: …; Message: …\t". A field's name has a
+# bound, so that a text in which many begin and none ends is not read over and over.
+_FIELD_ERROR: Final = re.compile(
+    r"(?<!\d)\d{1,4}\.\s{0,4}Field: (?P<field>[^;\t]{0,500}); Message: (?P<message>[^\t]*)"
+)
 # The only answers after which there certainly is no job; any other failure of a create may hide one.
 _CERTAINLY_NO_JOB: Final = (
     google.BadRequest,
@@ -102,6 +107,6 @@ def _retry_after(error: google.GoogleAPICallError) -> float | None:
 def _problems(message: str, where: str) -> Sequence[Problem]:
     found = [
         Problem(f"{where}: {match['field']}", match["message"].strip(), why="Vertex AI refused it")
-        for match in _FIELD_ERROR.finditer(message)
+        for match in islice(_FIELD_ERROR.finditer(message), MAX_PROBLEMS)
     ]
     return found or [Problem(where, f"Vertex AI refused it: {message}")]

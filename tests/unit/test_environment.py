@@ -16,7 +16,6 @@ from wandb.sdk.launch._project_spec import LaunchProject
 from wandb.sdk.launch.utils import MAX_ENV_LENGTHS
 
 from prefect_vertex_launch.core.identity import QueueIdentity
-from prefect_vertex_launch.jobspec.config.macros import Piece
 from prefect_vertex_launch.jobspec.context import LaunchContext
 from prefect_vertex_launch.jobspec.environment import (
     MAX_VALUE_CHARACTERS,
@@ -205,6 +204,7 @@ def test_what_macros_bring_in_arrives_as_it_is_beside_what_the_queue_wrote(
 
     # An open `$(` of the queue's with a macro inside is a reference that the queue wants.
     pairs = [(text.replace("(", ""), brought) for text, brought in pairs]
-    pieces = [Piece(text, i == 1) for pair in pairs for i, text in enumerate(pair)] + [Piece(end, False)]
+    parts = [*(text for pair in pairs for text in pair), end]
+    brought = [*[False, True] * len(pairs), False]
     wanted = "".join(meant(text, True) + brought for text, brought in pairs) + meant(end, False)
-    assert _expanded(join_literally(pieces), VARIABLES) == wanted
+    assert _expanded(join_literally(parts, brought), VARIABLES) == wanted

@@ -237,13 +237,13 @@ def test_a_macro_value_that_is_not_text_is_refused() -> None:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return how many characters each text has that is made of pieces."""
+    """Return how many characters each text has that is made of parts."""
     lengths: list[int] = []
 
-    def counted(pieces: Any) -> str:
-        lengths.append(sum(len(piece.text) for piece in pieces))
+    def counted(parts: Any, _brought: Any) -> str:
+        lengths.append(sum(len(part) for part in parts))
         assert sum(lengths) <= MAX_JOB_BYTES
-        return "".join(piece.text for piece in pieces)
+        return "".join(parts)
 
     monkeypatch.setattr(filled_config, "join_literally", counted)
     return lengths

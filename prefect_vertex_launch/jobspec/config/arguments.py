@@ -13,9 +13,11 @@ from typing import Any, Final
 
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, is_list, is_object, kind_of, shown
+from prefect_vertex_launch.core.labels import MAX_LABELS
 from prefect_vertex_launch.core.vertex_types import PscInterfaceConfig, Scheduling, WorkerPoolSpec
 from prefect_vertex_launch.jobspec.config.field_walk import FieldWalk, descriptor_of, enum_of
 from prefect_vertex_launch.jobspec.config.macros import MacroText, has_macro, is_macro
+from prefect_vertex_launch.jobspec.config.worker_pools import MAX_POOLS
 
 # The largest number of seconds a protobuf Duration holds (about 10,000 years).
 _MAX_SECONDS: Final = 315_576_000_000
@@ -176,10 +178,11 @@ def _texts(argument: Argument, value: Any, path: str, walk: FieldWalk) -> list[A
     if not is_list(value):
         walk.findings.expected(path, "a list of strings", value, "Put it into a list: […].")
         return []
-    for index, item in enumerate(value):
+    items = walk.not_too_many(value, path)
+    for index, item in enumerate(items):
         if item == "":
             walk.findings.refuse(at(path, index), "an empty text", fix="Remove it.")
-    return [_text(argument, item, at(path, index), walk) for index, item in enumerate(value)]
+    return [_text(argument, item, at(path, index), walk) for index, item in enumerate(items)]
 
 
 def _seconds(value: Any, path: str, walk: FieldWalk) -> Any:
@@ -225,9 +228,11 @@ def _labels(value: Any, path: str, walk: FieldWalk) -> dict[str, str]:
     if not is_object(value):
         walk.findings.expected(path, "an object of strings", value)
         return {}
-    for key in value:
-        if not key:
-            walk.findings.refuse(path, "a label without a name", fix="Name it or remove it.")
+    if len(value) > MAX_LABELS:
+        walk.findings.refuse(path, f"{len(value)} labels", f"a job has at most {MAX_LABELS}", "Remove some.")
+        return {}
+    if "" in value:
+        walk.findings.refuse(path, "a label without a name", fix="Name it or remove it.")
     return {key: walk.text(text, at(path, key)) for key, text in value.items()}
 
 
@@ -238,14 +243,22 @@ def _pools(value: Any, path: str, walk: FieldWalk) -> list[dict[str, Any]]:
         return []
     if not value:
         walk.findings.refuse(path, "empty", "a job needs at least one worker pool", "Add one.")
-    for index, pool in enumerate(value):
+    if len(value) > MAX_POOLS:
+        walk.findings.refuse(
+            path,
+            f"{len(value)} worker pools",
+            f"a job has at most {MAX_POOLS}: primary, workers, parameter or reduction servers, evaluator",
+            "Put replicas of the same role into one pool with a larger replica_count.",
+        )
+    pools = value[:MAX_POOLS]
+    for index, pool in enumerate(pools):
         if pool is None:
             walk.findings.refuse(
                 at(path, index), "null", "a pool that is left out is written as {}", "Write {} or remove it."
             )
     return [
         {} if pool is None else walk.message(POOL_DESCRIPTOR, pool, at(path, index))
-        for index, pool in enumerate(value)
+        for index, pool in enumerate(pools)
     ]
 
 

@@ -20,6 +20,9 @@ from prefect_vertex_launch.jobspec.config.macros import MacroText, is_macro
 _INTEGER_BITS: Final = {FieldDescriptor.CPPTYPE_INT32: 32, FieldDescriptor.CPPTYPE_INT64: 64}
 # Larger than any number of replicas, bytes or seconds; int() of longer text may raise.
 _MAX_DIGITS: Final = 20
+_TEXT_TYPES: Final = (str, MacroText)
+# Vertex AI's limit for the variables of a task, and more than anybody has of mounts, ranges or models.
+MAX_ITEMS: Final = 100
 
 
 def descriptor_of(message: Any) -> Descriptor:
@@ -80,7 +83,10 @@ class FieldWalk:
                 fix = 'Write [{"name": "A", "value": "1"}] instead of {"A": "1"}.'
             self.findings.expected(path, "a list", value, fix)
             return []
-        return [self._single(field, item, at(path, i)) for i, item in enumerate(value)]
+        if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+            return self.texts(value, path)
+        items = self.not_too_many(value, path)
+        return [self._single(field, item, at(path, index)) for index, item in enumerate(items)]
 
     def _single(self, field: FieldDescriptor, value: Any, path: str) -> Any:
         if field.message_type is not None:
@@ -155,6 +161,22 @@ class FieldWalk:
             self.findings.expected(path, "true or false", value, "Write true or false, without quotes.")
             return None
         return value
+
+    def not_too_many(self, items: list[Any], path: str, *, limit: int = MAX_ITEMS) -> list[Any]:
+        """Return a list, or its beginning if it is longer than any that Vertex AI or a person has."""
+        if len(items) > limit:
+            self.findings.refuse(
+                path, f"a list of {len(items)}", f"at most {limit} may be in it", "Remove some."
+            )
+        return items[:limit]
+
+    def texts(self, items: list[Any], path: str) -> list[Any]:
+        """Return a list of strings, each as `text` returns it."""
+        return [
+            # A job may have a hundred thousand, and nearly all are right as they are.
+            str(item) if type(item) in _TEXT_TYPES and "\0" not in item else self.text(item, at(path, index))
+            for index, item in enumerate(items)
+        ]
 
     def text(self, value: Any, path: str) -> Any:
         """Return a string without NUL, which no argument, variable or name can hold."""

@@ -72,13 +72,10 @@ def read_command_pools(value: Any, path: str, findings: Findings) -> CommandPool
             "no pool would run the launch",
             'Name the pools, [0] say, or write "image".',
         )
-    indices: list[int] = []
-    for position, index in enumerate(value):
-        if isinstance(index, bool) or not isinstance(index, int):
-            findings.expected(at(path, position), "the index of a pool", index, "Write a number, such as 0.")
-        else:
-            indices.append(index)
-    return tuple(sorted(set(indices)))
+    for position in (position for position, index in enumerate(value) if type(index) is not int):
+        what = "the index of a pool"
+        findings.expected(at(path, position), what, value[position], "Write a number, such as 0.")
+    return tuple(sorted({index for index in value if type(index) is int}))
 
 
 def read_run_id_replicas(value: Any, path: str, findings: Findings) -> RunIdReplicas:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from prefect_vertex_launch.core.findings import Findings
-from prefect_vertex_launch.core.json_value import at
+from prefect_vertex_launch.core.json_value import at, shown
 from prefect_vertex_launch.core.spelling import right_spelling
 from prefect_vertex_launch.core.vertex_types import AcceleratorType
 from prefect_vertex_launch.jobspec.config.macros import has_macro
@@ -173,7 +173,9 @@ def check_machine(spec: Mapping[str, object], path: str, findings: Findings) -> 
     if machine is None:
         meant = right_spelling(name, MACHINE_TYPES)
         hint = f"; did you mean {meant}?" if meant else ""
-        findings.warn(at(path, "machine_type"), f"{name} is not in the list of known machine types{hint}")
+        findings.warn(
+            at(path, "machine_type"), f"{shown(name)} is not in the list of known machine types{hint}"
+        )
         return
     _check_fit(name, machine, accelerator, number, path, findings)
     if machine.topology and not spec.get("tpu_topology"):

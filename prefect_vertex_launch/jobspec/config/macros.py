@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from prefect_vertex_launch.core.errors import InvalidQueueConfig, Problem
-from prefect_vertex_launch.core.json_value import MAX_JOB_BYTES, at, is_list, is_object
+from prefect_vertex_launch.core.json_value import MAX_JOB_BYTES, MAX_PROBLEMS, at, is_list, is_object
 
 LAUNCH_MACROS: Final = ("image_uri", "project_name", "entity_name", "run_id", "run_name", "author")
+_BEGIN: Final = "${"
 _MACRO: Final = re.compile(r"\$\{(\w+)\}")
 
 
@@ -25,21 +25,16 @@ class MacroText(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a filled text: `is_brought` if a macro has brought it in."""
-
-    text: str
-    is_brought: bool
-
-
-def join_plainly(pieces: Sequence[Piece]) -> str:
-    """Return the pieces one after the other."""
-    return "".join(piece.text for piece in pieces)
+def join_plainly(parts: Sequence[str], _brought: Sequence[bool]) -> str:
+    """Return the parts one after the other."""
+    return "".join(parts)
 
 
 class FilledSize:
-    """How many characters a configuration has once its macros are filled in."""
+    """How many characters the texts with macros have once these are filled in.
+
+    What has no macro in it has been measured before: `json_problems` bounds it.
+    """
 
     def __init__(self) -> None:
         self._characters = 0
@@ -78,7 +73,7 @@ def fill_macros(
     values: Mapping[str, str],
     path: str,
     on_unknown: Callable[[str, str], None],
-    join: Callable[[Sequence[Piece]], str] = join_plainly,
+    join: Callable[[Sequence[str], Sequence[bool]], str] = join_plainly,
     *,
     size: FilledSize,
 ) -> Any:
@@ -88,41 +83,52 @@ def fill_macros(
         value: JSON of bounded depth.
         values: Text per macro name.
         path: Where `value` stands, for `on_unknown`.
-        on_unknown: Called with path and name of each macro that is not known; it stays as it is.
-        join: Makes one text of a leaf's pieces.
+        on_unknown: Called with path and name of each macro that is not known; it stays as it is. Of those in
+            one text it hears a hundred and one.
+        join: Makes one text of the parts of a leaf, for each of which it is told whether a macro has brought
+            it in.
         size: Counts what is made.
 
     Raises InvalidQueueConfig for more than a job can hold.
     """
-    if is_object(value):
-        return {
-            key: fill_macros(item, values, at(path, key), on_unknown, join, size=size)
-            for key, item in value.items()
-        }
+    if isinstance(value, str):
+        return _filled_text(value, values, path, on_unknown, join, size)
+    # A job may have a hundred thousand texts, and hardly any of them has a macro.
     if is_list(value):
         return [
-            fill_macros(item, values, at(path, i), on_unknown, join, size=size)
-            for i, item in enumerate(value)
+            item
+            if type(item) is str and _BEGIN not in item
+            else fill_macros(item, values, at(path, index), on_unknown, join, size=size)
+            for index, item in enumerate(value)
         ]
-    if not isinstance(value, str):
-        return value
-    pieces = _pieces(value, values, path, on_unknown)
-    size.add(sum(len(piece.text) for piece in pieces), path)
-    filled = join(pieces)
-    return MacroText(filled) if is_macro(value) and filled != value else filled
+    if is_object(value):
+        return {
+            key: item
+            if type(item) is str and _BEGIN not in item
+            else fill_macros(item, values, at(path, key), on_unknown, join, size=size)
+            for key, item in value.items()
+        }
+    return value
 
 
-def _pieces(
-    text: str, values: Mapping[str, str], path: str, on_unknown: Callable[[str, str], None]
-) -> list[Piece]:
-    """Split a text at its known macros; an unknown one is part of the text around it."""
-    pieces: list[Piece] = []
-    written_from = 0
-    for match in _MACRO.finditer(text):
-        name = match[1]
-        if name not in values:
-            on_unknown(path, name)
-            continue
-        pieces += (Piece(text[written_from : match.start()], False), Piece(values[name], True))
-        written_from = match.end()
-    return [*pieces, Piece(text[written_from:], False)]
+def _filled_text(
+    text: str,
+    values: Mapping[str, str],
+    path: str,
+    on_unknown: Callable[[str, str], None],
+    join: Callable[[Sequence[str], Sequence[bool]], str],
+    size: FilledSize,
+) -> str:
+    parts: list[Any] = _MACRO.split(text)  # what is written and the names of macros, in turn
+    names: list[str] = parts[1::2]
+    unknown = [name for name in names if name not in values]
+    for name in unknown[: MAX_PROBLEMS + 1]:
+        on_unknown(path, name)
+    if len(unknown) == len(names):
+        return text
+    parts[1::2] = [values.get(name, f"${{{name}}}") for name in names]
+    size.add(sum(map(len, parts)), path)
+    brought = [False] * len(parts)
+    brought[1::2] = [name in values for name in names]
+    filled = join(parts, brought)
+    return MacroText(filled) if parts == ["", parts[1], ""] and filled != text else filled

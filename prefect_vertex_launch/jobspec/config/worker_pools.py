@@ -17,6 +17,7 @@ from prefect_vertex_launch.jobspec.config.macros import has_macro
 
 MAX_POOLS: Final = 4
 MAX_ENV: Final = 100
+MAX_PACKAGES: Final = 100
 _C_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DISK_TYPES: Final = frozenset({"pd-ssd", "pd-standard", "hyperdisk-balanced"})
 _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -35,13 +36,6 @@ def check_pools(
 
     With `macros_pending` the name of a variable that has a macro in it waits for it.
     """
-    if len(pools) > MAX_POOLS:
-        findings.refuse(
-            path,
-            f"{len(pools)} worker pools",
-            f"a job has at most {MAX_POOLS}: primary, workers, parameter or reduction servers, evaluator",
-            "Put replicas of the same role into one pool with a larger replica_count.",
-        )
     for index, pool in enumerate(pools):
         where = at(path, index)
         if not pool:
@@ -146,11 +140,14 @@ def _check_packages(task: Mapping[str, Any], where: str, findings: Findings) -> 
         findings.refuse(
             path, "missing", "Vertex AI installs the code from there", "Name at least one gs:// URI."
         )
-    if len(packages) > 100:
+    if len(packages) > MAX_PACKAGES:
         findings.refuse(
-            path, f"{len(packages)} packages", "a task takes at most 100", "Put several into one archive."
+            path,
+            f"{len(packages)} packages",
+            f"a task takes at most {MAX_PACKAGES}",
+            "Put several into one archive.",
         )
-    for index, uri in enumerate(packages):
+    for index, uri in enumerate(packages[:MAX_PACKAGES]):
         if isinstance(uri, str) and not has_macro(uri) and not uri.startswith("gs://"):
             findings.refuse(
                 at(path, index),
