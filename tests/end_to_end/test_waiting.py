@@ -91,7 +91,8 @@ async def queue(prefect_api: PrefectServer) -> Any:
 
 @pytest.mark.slow
 async def test_jobs_that_wait_too_long_are_tried_elsewhere_or_given_up(queue: LaunchQueue) -> None:
-    await queue.create(queueing_timeout_seconds=1.0, long_wait_seconds=0.2, start_timeout_seconds=0.1)
+    # Time enough between the two for both notices, on a slow machine as well.
+    await queue.create(queueing_timeout_seconds=8.0, long_wait_seconds=0.2, start_timeout_seconds=0.1)
     elsewhere = queue.push(**with_fallbacks(TO_EUROPE))
     given_up = queue.push()
     never_starts = queue.push(name="never starts")
