@@ -83,7 +83,6 @@ class QueueWorker:
             mending_of=partial(mendings.of, store.with_slot),
             taken=store.taken,
         )
-        context.on_new_block.append(self._slots.resize)
         self._supervisor = Supervisor(context, store, wake=wake, start=start)
         self._adoption = Adoption(context, store, self._slots, self._supervisor)
         # An item whose flow run could not be made: it is ours until its lease ends.
@@ -110,7 +109,8 @@ class QueueWorker:
 
     @contextlib.asynccontextmanager
     async def slots_renewed(self) -> AsyncIterator[None]:
-        """Keep the leases of all slots while the body runs."""
+        """Keep the leases of all slots, and the sizes that the block gives them, while the body runs."""
+        self.context.on_new_block = self._slots.resize
         async with (
             in_background(self._slots.jobs.keep_renewed, "slot renewal", self._clock),
             in_background(self._slots.schedulers.keep_renewed, "scheduler slot renewal", self._clock),

@@ -60,8 +60,8 @@ async def read_again(context: QueueContext) -> None:
     if "wandb_credentials" in changed:
         context.wandb.use(fresh.wandb_credentials.endpoint())
     await context.regions.use(fresh, has_new_key="gcp_credentials" in changed)
-    for told in context.on_new_block:
-        await told(fresh)
+    if context.on_new_block is not None:
+        await context.on_new_block(fresh)
     logger.info("Block %s was changed: %s", name, _said(changed))
 
 

@@ -50,7 +50,7 @@ class QueueContext:
         heartbeat: That of the agent which the launches belong to. A launch of its own has none.
         rate: The rate that all agents keep to together when they submit. Without Prefect there is none.
         block_wanted: Set when the block is to be read again: a key of it was not accepted.
-        on_new_block: Called with the block after it was changed.
+        on_new_block: Called with the block after it was changed, by whoever serves the queue.
         burst_is_over: Cleared while items are being started. What can wait leaves Prefect's server to them.
     """
 
@@ -65,9 +65,7 @@ class QueueContext:
     heartbeat: Heartbeat | None = None
     rate: SubmissionRate | None = None
     block_wanted: asyncio.Event = field(default_factory=asyncio.Event)
-    on_new_block: list[Callable[[VertexLaunchQueue], Awaitable[None]]] = field(
-        default_factory=list["Callable[[VertexLaunchQueue], Awaitable[None]]"]
-    )
+    on_new_block: Callable[[VertexLaunchQueue], Awaitable[None]] | None = None
     burst_is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
