@@ -21,7 +21,7 @@ from prefect_vertex_launch.coordination.launch_store import FRESH_SECONDS, Launc
 from prefect_vertex_launch.coordination.slots import QueueSlots
 from prefect_vertex_launch.core.clean_log import clean_log
 from prefect_vertex_launch.core.errors import Problem
-from prefect_vertex_launch.core.states import Requester, StopRequest
+from prefect_vertex_launch.core.states import Requester
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig
 from prefect_vertex_launch.launch import render
 from prefect_vertex_launch.launch.item import QueueItem
@@ -124,7 +124,7 @@ class Adoption:
             waited=waited_of(flow_run.labels),
         )
         if CANCELLED in flow_run.labels:
-            launch.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
+            launch.request_end(Requester.PREFECT)
         return launch
 
     async def let_go_of_others(self) -> None:
@@ -140,7 +140,7 @@ class Adoption:
                 self._supervisor.leave_to_another(launch)
                 self._slots.forget_launch(launch.flow_run_id)
             elif run.state is not None and run.state.is_cancelled() and not launch.job_ended.is_set():
-                launch.request_stop(StopRequest(Requester.PREFECT, self._clock.now(), grace_seconds=0.0))
+                launch.request_end(Requester.PREFECT)
 
 
 def _item_of(flow_run: FlowRun) -> QueueItem:

@@ -142,6 +142,10 @@ class Launch:
             self.stop = stop
             self.stop_requested.set()
 
+    def request_end(self, who: Requester) -> None:
+        """Ask for the job's end at once, without grace for the run to end itself."""
+        self.request_stop(StopRequest(who, self.context.clock.now(), grace_seconds=0.0))
+
     @property
     def is_stopped_by_someone(self) -> bool:
         """Whether a person asked for the end, so that no further attempt is wanted."""

@@ -7,7 +7,7 @@ from math import inf
 from prefect_vertex_launch.core.clock import sleep_until_any
 from prefect_vertex_launch.core.errors import OverQuota
 from prefect_vertex_launch.core.retry import Backoff
-from prefect_vertex_launch.core.states import Requester, StopRequest
+from prefect_vertex_launch.core.states import Requester
 from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.notify import show, warn
 from prefect_vertex_launch.launch.run_log import run_log
@@ -29,7 +29,7 @@ class QuotaWait:
         waited_seconds = launch.waited.for_quota_seconds
         left_seconds = (block.queueing_timeout_seconds or inf) - waited_seconds
         if left_seconds <= 0:
-            launch.request_stop(StopRequest(Requester.QUEUEING_TIMEOUT, clock.now(), grace_seconds=0.0))
+            launch.request_end(Requester.QUEUEING_TIMEOUT)
             return False
         self._backoff.longest_seconds = (
             MAX_QUOTA_PAUSE_SECONDS if error.is_capacity else MAX_RATE_PAUSE_SECONDS

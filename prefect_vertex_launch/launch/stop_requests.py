@@ -81,4 +81,4 @@ async def _ask_prefect(context: QueueContext, live: Sequence[Launch]) -> None:
         raise Transient(f"Prefect could not be asked for cancelled flow runs: {error}") from error
     for flow_run_id in cancelling:
         if launch := by_flow_run.get(flow_run_id):
-            launch.request_stop(StopRequest(Requester.PREFECT, context.clock.now(), grace_seconds=0.0))
+            launch.request_end(Requester.PREFECT)

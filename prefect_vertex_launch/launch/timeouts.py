@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from prefect_vertex_launch.core.errors import LaunchError, NotFound, PermissionDenied
-from prefect_vertex_launch.core.states import JobRecord, LaunchState, Requester, StopRequest
+from prefect_vertex_launch.core.states import JobRecord, LaunchState, Requester
 from prefect_vertex_launch.launch.launch import Launch
 from prefect_vertex_launch.launch.notify import show, time_text, warn
 from prefect_vertex_launch.launch.run_log import run_log
@@ -48,7 +48,7 @@ async def _end_long_queueing(launch: Launch) -> None:
     limit_seconds = launch.context.block.queueing_timeout_seconds
     assert limit_seconds is not None
     if await _still_waiting(launch, limit_seconds) is not None:
-        _request_stop(launch, Requester.QUEUEING_TIMEOUT)
+        launch.request_end(Requester.QUEUEING_TIMEOUT)
 
 
 async def _end_slow_start(launch: Launch) -> None:
@@ -73,12 +73,8 @@ async def _end_slow_start(launch: Launch) -> None:
             await launch.context.clock.sleep(LOOK_AGAIN_SECONDS)
             continue
         if state in {None, "pending"}:
-            _request_stop(launch, Requester.START_TIMEOUT)
+            launch.request_end(Requester.START_TIMEOUT)
         return
-
-
-def _request_stop(launch: Launch, who: Requester) -> None:
-    launch.request_stop(StopRequest(who, launch.context.clock.now(), grace_seconds=0.0))
 
 
 async def _still_waiting(launch: Launch, seconds: float) -> JobRecord | None:
