@@ -239,7 +239,7 @@ class QueueWorker:
         It does not if another agent carries it already, or if it is a sweep scheduler, which counts under
         a limit of its own.
         """
-        item = _kept(popped)
+        item = _item_of(popped)
         if item.item_id in self._supervisor:
             # The answer to its creation was lost, and it was adopted since.
             return False
@@ -281,7 +281,7 @@ class QueueWorker:
         return is_settled
 
 
-def _kept(popped: PoppedItem) -> QueueItem:
+def _item_of(popped: PoppedItem) -> QueueItem:
     """Return a popped item as its flow run keeps it, with the reason in its place if that fails."""
     try:
         return QueueItem.from_popped(popped)

@@ -140,10 +140,9 @@ async def load_block(name: str) -> VertexLaunchQueue:
         behind = error if isinstance(error, ValidationError) else error.__cause__
         if not isinstance(behind, ValidationError | ObjectNotFound):
             raise
-        is_missing = isinstance(behind, ObjectNotFound)
-        problems = () if isinstance(behind, ObjectNotFound) else tuple(_invalid_fields(name, behind))
-    if not is_missing:
-        raise UnusableBlock(problems)
+    # Out here, so that the error that quotes the keys is not behind ours.
+    if isinstance(behind, ValidationError):
+        raise UnusableBlock(_invalid_fields(name, behind))
     async with get_client() as client:
         raise no_such_block(name, await block_names(client))
 

@@ -42,12 +42,13 @@ def with_net(
         except PREFECT_FAILURES as error:
             raise Transient(launch.secrets.mask(f"Prefect could not be asked: {error}")) from None
         except Exception as error:  # noqa: BLE001 - this is the outermost net
-            raise _sorted(launch, error) from None
+            raise _told(launch, error) from None
 
     return guarded
 
 
-def _sorted(launch: Launch, error: Exception) -> LaunchError:
+def _told(launch: Launch, error: Exception) -> LaunchError:
+    """Return what may be said of an error that nobody foresaw, as one of a service or of the item."""
     where = f"item {launch.item.item_id}"
     told = unforeseen(error, where=where, log=run_log(), mask=launch.secrets.mask)
     return Transient(str(told)) if _is_about_a_service(error) else told

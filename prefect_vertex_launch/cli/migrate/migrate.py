@@ -35,7 +35,7 @@ from prefect_vertex_launch.coordination.prefect_api import open_prefect
 from prefect_vertex_launch.core.errors import NotFound, Problem
 from prefect_vertex_launch.core.identity import QueueIdentity, server_name
 from prefect_vertex_launch.core.json_value import is_object
-from prefect_vertex_launch.jobspec.redaction import is_secret_name
+from prefect_vertex_launch.core.secrets import is_secret_name
 from prefect_vertex_launch.wandb.queue import WandbEndpoint, WandbQueue
 
 

@@ -13,7 +13,7 @@ from prefect_vertex_launch.cli.migrate.plan import Plan
 from prefect_vertex_launch.cli.migrate.queue_review import QueueReview
 from prefect_vertex_launch.core.errors import Problem
 from prefect_vertex_launch.core.foreign_text import several_lines
-from prefect_vertex_launch.jobspec.redaction import is_secret_name
+from prefect_vertex_launch.core.secrets import is_secret_name
 
 
 def print_fields(path: Path, migration: Migration) -> None:

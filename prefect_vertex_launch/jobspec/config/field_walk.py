@@ -162,13 +162,13 @@ class FieldWalk:
             return None
         return value
 
-    def not_too_many(self, items: list[Any], path: str, *, limit: int = MAX_ITEMS) -> list[Any]:
+    def not_too_many(self, items: list[Any], path: str) -> list[Any]:
         """Return a list, or its beginning if it is longer than any that Vertex AI or a person has."""
-        if len(items) > limit:
+        if len(items) > MAX_ITEMS:
             self.findings.refuse(
-                path, f"a list of {len(items)}", f"at most {limit} may be in it", "Remove some."
+                path, f"a list of {len(items)}", f"at most {MAX_ITEMS} may be in it", "Remove some."
             )
-        return items[:limit]
+        return items[:MAX_ITEMS]
 
     def texts(self, items: list[Any], path: str) -> list[Any]:
         """Return a list of strings, each as `text` returns it."""
