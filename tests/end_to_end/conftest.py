@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from prefect_vertex_launch.blocks.vertex_queue import VertexLaunchQueue
+from prefect_vertex_launch.sandbox.server import Sandbox
+from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer, prefect_client_of, send_what_is_left
 from tests.end_to_end.shared_prefect import clean_environment, shared_server
 
@@ -39,3 +41,11 @@ def prefect_api(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
     """The Prefect client of this process speaks to `prefect_server`."""
     with prefect_client_of(prefect_server):
         yield prefect_server
+
+
+@pytest.fixture
+async def queue(sandbox: Sandbox, prefect_api: PrefectServer) -> LaunchQueue:
+    """A queue with the usual settings, and its block."""
+    launch_queue = LaunchQueue(sandbox)
+    await launch_queue.create()
+    return launch_queue

@@ -137,6 +137,11 @@ class LaunchQueue:
         key = self.identity.item_key(item_id)
         return [job for job in await self.jobs() if job.labels.get(ITEM_LABEL) == key]
 
+    def stop_agents(self) -> None:
+        """Ask every agent to end, as the button at W&B does."""
+        for registered in self.sandbox.wandb.agents.all():
+            self.sandbox.wandb.stop_polling(registered.id)
+
     def item(self, item_id: str) -> Any:
         found = self.sandbox.wandb.item(item_id)
         assert found is not None

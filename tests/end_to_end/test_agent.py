@@ -31,13 +31,6 @@ from tests.eventually import finished, until
 EXIT = "raise SystemExit({code})"
 
 
-@pytest.fixture
-async def queue(sandbox: Sandbox, prefect_api: PrefectServer) -> LaunchQueue:
-    launch_queue = LaunchQueue(sandbox)
-    await launch_queue.create()
-    return launch_queue
-
-
 async def drain(queue: LaunchQueue, **options: Any) -> State[Any]:
     return await finished(agent(queues=[queue.name], drain=True, return_state=True, **options))
 

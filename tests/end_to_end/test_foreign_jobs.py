@@ -23,19 +23,11 @@ from prefect_vertex_launch.core.vertex_types import CustomJob, JobState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.sandbox.server import Sandbox
 from tests.end_to_end.launch_queue import LaunchQueue
-from tests.end_to_end.prefect_server import PrefectServer
 from tests.eventually import finished, until
 
 RUN_ID = "run1"
 SECRET = "s3cret" * 8
 DETAIL = "The replica workerpool0-0 exited with a non-zero status of 3. Termination reason: Error."
-
-
-@pytest.fixture
-async def queue(sandbox: Sandbox, prefect_api: PrefectServer) -> LaunchQueue:
-    launch_queue = LaunchQueue(sandbox)
-    await launch_queue.create()
-    return launch_queue
 
 
 def environment_of(queue: LaunchQueue, item_id: str, run_id: str = RUN_ID) -> dict[str, str]:

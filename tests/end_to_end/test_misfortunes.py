@@ -46,8 +46,7 @@ def serving(*queues: LaunchQueue, **options: Any) -> asyncio.Task[Any]:
 
 async def end(queue: LaunchQueue, agents: asyncio.Task[Any]) -> Any:
     """Stop the agents at W&B, and return how this one ended."""
-    for registered in queue.sandbox.wandb.agents.all():
-        queue.sandbox.wandb.stop_polling(registered.id)
+    queue.stop_agents()
     return await agents
 
 

@@ -40,8 +40,7 @@ def serving(queue: LaunchQueue) -> asyncio.Task[Any]:
 
 
 async def stopped(queue: LaunchQueue, running: asyncio.Task[Any]) -> Any:
-    for registered in queue.sandbox.wandb.agents.all():
-        queue.sandbox.wandb.stop_polling(registered.id)
+    queue.stop_agents()
     return await running
 
 

@@ -24,20 +24,12 @@ from prefect_vertex_launch.core.states import LaunchState
 from prefect_vertex_launch.flows.agent import agent
 from prefect_vertex_launch.flows.launch import launch
 from prefect_vertex_launch.launch import render, wait
-from prefect_vertex_launch.sandbox.server import Sandbox
 from prefect_vertex_launch.sandbox.web_server import WebServer
 from tests.end_to_end.launch_queue import LaunchQueue
 from tests.end_to_end.prefect_server import PrefectServer
 from tests.eventually import HANG_SECONDS, finished
 
 SECRET = 'it\'s a "secret" that\nnobody may read'
-
-
-@pytest.fixture
-async def queue(sandbox: Sandbox, prefect_api: PrefectServer) -> LaunchQueue:
-    launch_queue = LaunchQueue(sandbox)
-    await launch_queue.create()
-    return launch_queue
 
 
 def with_key(queue: LaunchQueue, *args: str) -> str:

@@ -155,8 +155,7 @@ async def test_what_a_job_has_waited_goes_on_counting_with_the_next_agent(
     first = asyncio.create_task(agent(queues=[queue.name], return_state=True))
     await job_of(queue, item_id)
     await is_seen(queue)
-    for registered in queue.sandbox.wandb.agents.all():
-        queue.sandbox.wandb.stop_polling(registered.id)
+    queue.stop_agents()
     await first
     left = (await queue.launches())[item_id]
     waited_seconds, has_job = waited_of(left.labels)

@@ -91,8 +91,7 @@ async def test_a_job_that_runs_is_seen_through_although_its_secrets_are_gone(
         return [job.launch_state for job in await queue.jobs()] == [LaunchState.RUNNING]
 
     await until(is_running)
-    for registered in queue.sandbox.wandb.agents.all():
-        queue.sandbox.wandb.stop_polling(registered.id)
+    queue.stop_agents()
     await first
     kept: Any = (await queue.launches())[item_id].parameters["item"]
     assert SECRET not in json.dumps(kept)
