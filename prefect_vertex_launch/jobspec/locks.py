@@ -17,6 +17,8 @@ A locked command is worth nothing if something else decides what it does. So whe
 these are refused as well, unless the block itself says so: code of a W&B job, environment variables other
 than the launch's own, variables that Vertex AI would fill into words, mounted file systems, and shells from
 the console.
+
+In secure mode a field that none of these knows is locked as well (known_fields.py).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from google.protobuf import json_format
 from prefect_vertex_launch.core.findings import Findings
 from prefect_vertex_launch.core.json_value import at, shown
 from prefect_vertex_launch.core.vertex_types import CustomJob
+from prefect_vertex_launch.jobspec.known_fields import new_fields
 from prefect_vertex_launch.jobspec.own_words import MOUNTS, OwnWords, networks_of, words_of
 from prefect_vertex_launch.jobspec.patterns import command_line, matches_with_gaps
 
@@ -53,7 +56,10 @@ PathOf = Callable[[str, str], str]
 
 @dataclass(frozen=True, slots=True)
 class Locks:
-    """Six sets of patterns: None is not locked, () is locked to what the queue's block itself says."""
+    """Six sets of patterns: None is not locked, () is locked to what the queue's block itself says.
+
+    In secure mode fields that no lock knows are locked, too.
+    """
 
     images: tuple[str, ...] | None = None
     entry_points: tuple[str, ...] | None = None
@@ -61,6 +67,7 @@ class Locks:
     service_accounts: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     machine_types: tuple[str, ...] | None = None
+    secure_mode: bool = False
 
     @classmethod
     def of(
@@ -88,6 +95,7 @@ class Locks:
             service_accounts=lock(service_accounts),
             networks=lock(networks),
             machine_types=lock(machine_types),
+            secure_mode=secure_mode,
         )
 
 
@@ -161,6 +169,7 @@ class _Check:
         self._accounts_and_networks(spec)
         self._machines_from_elsewhere(spec)
         self._shells(spec)
+        self._new_fields(spec)
 
     def _refuse(self, where: str, what: str, allowed: Iterable[str], title: str) -> None:
         """Add a problem; `title` is the field of the block that would allow it."""
@@ -342,6 +351,21 @@ class _Check:
                     "may not be switched on by a launch",
                     "the queue's block locks commands, and it lets people run others in the container",
                     "Remove it, or ask the queue's owner to switch it on in the block's run.",
+                )
+
+    def _new_fields(self, spec: Mapping[str, Any]) -> None:
+        if not self._locks.secure_mode:
+            return
+        # Of these Google's library says which fields there are; all others are listed in our code.
+        names = ("worker_pool_specs", "psc_interface_config")
+        paths = {name: self._path_of("run" if name.startswith("psc") else "spec", name) for name in names}
+        for leaf in new_fields(spec, paths):
+            if not self._own.has_leaf(leaf):
+                self._findings.refuse(
+                    leaf.path,
+                    "may not be set by a launch",
+                    "in secure mode no launch sets what this version has no lock for",
+                    "Remove it, or ask the queue's owner to set it in the block.",
                 )
 
 

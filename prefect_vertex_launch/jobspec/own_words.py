@@ -16,6 +16,7 @@ from prefect_vertex_launch.core.json_value import is_list, is_object
 from prefect_vertex_launch.jobspec.config.macros import LAUNCH_MACROS, FilledSize, fill_macros
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.config.worker_pools import TASKS
+from prefect_vertex_launch.jobspec.known_fields import Leaf, new_fields
 from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
 
 # The file systems that a pool mounts.
@@ -44,6 +45,7 @@ class OwnWords:
     ip_ranges: set[str] = field(default_factory=set[str])
     mounts: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     words: set[str] = field(default_factory=set[str])
+    leaves: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def has_command(self, words: Sequence[str]) -> bool:
         """Tell whether the block says this command; what its macros brought in must be plain."""
@@ -59,6 +61,10 @@ class OwnWords:
     def has_word(self, word: str) -> bool:
         """Tell whether the block says this word of a command or its arguments, with nothing brought in."""
         return word in self.words
+
+    def has_leaf(self, leaf: Leaf) -> bool:
+        """Tell whether the block says this value of a field that no lock knows."""
+        return (leaf.field, str(leaf.value)) in self.leaves
 
     def has_variable(self, name: str, value: str) -> bool:
         """Tell whether the block sets this variable; its macros may have brought in anything."""
@@ -108,6 +114,8 @@ def _collect(arguments: Mapping[str, Any], own: OwnWords) -> None:
         ("persistent_resource_id", own.persistent_resources),
     ):
         words.update(_texts(arguments.get(name)))
+    for leaf in new_fields(arguments, {name: name for name in arguments}):
+        own.leaves.update((leaf.field, text) for text in _texts(str(leaf.value)))
     own.flags.update(name for name, value in arguments.items() if value is True)
     own.networks.update(networks_of(arguments.get("psc_interface_config")))
     for ip_range in arguments.get("reserved_ip_ranges") or ():

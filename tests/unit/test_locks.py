@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 from google.cloud.aiplatform_v1 import CustomJobSpec
 
+from prefect_vertex_launch.jobspec import known_fields
+from prefect_vertex_launch.jobspec.config.launch_options import LAUNCH_KEYS
 from prefect_vertex_launch.jobspec.config.queue_config import QueueDefaults
 from prefect_vertex_launch.jobspec.job_source import JobCode
+from prefect_vertex_launch.jobspec.known_fields import HELD, OPEN
 from prefect_vertex_launch.jobspec.locks import Locks
+from tests.unit.named_tests import ROOT
 from tests.unit.rendered_launch import IMAGE, POOL, launch, pool, refused, task_of
 
 TEAM = "us-docker.pkg.dev/my-team/*"
@@ -460,32 +464,6 @@ def test_ip_ranges_are_held_against_the_lock_of_networks() -> None:
     assert ["'theirs' is not an allowed network" in problem for problem in problems.values()] == [True]
 
 
-# What a lock holds, by its path in a CustomJobSpec, and what docs/security.md says that none holds.
-LOCKED = {
-    "service_account", "network", "reserved_ip_ranges", "persistent_resource_id", "enable_web_access",
-    "enable_dashboard_access", "psc_interface_config.network_attachment",
-    "psc_interface_config.dns_peering_configs.target_project",
-    "psc_interface_config.dns_peering_configs.target_network",
-    "worker_pool_specs.container_spec.image_uri", "worker_pool_specs.container_spec.command",
-    "worker_pool_specs.container_spec.env.name", "worker_pool_specs.container_spec.env.value",
-    "worker_pool_specs.python_package_spec.executor_image_uri",
-    "worker_pool_specs.python_package_spec.package_uris",
-    "worker_pool_specs.python_package_spec.python_module",
-    "worker_pool_specs.python_package_spec.env.name", "worker_pool_specs.python_package_spec.env.value",
-    "worker_pool_specs.nfs_mounts.server", "worker_pool_specs.nfs_mounts.path",
-    "worker_pool_specs.nfs_mounts.mount_point", "worker_pool_specs.lustre_mounts.instance_ip",
-    "worker_pool_specs.lustre_mounts.volume_handle", "worker_pool_specs.lustre_mounts.filesystem",
-    "worker_pool_specs.lustre_mounts.mount_point", "worker_pool_specs.machine_spec.machine_type",
-}  # fmt: skip
-OPEN = {
-    "worker_pool_specs.container_spec.args", "worker_pool_specs.python_package_spec.args",
-    "worker_pool_specs.replica_count", "worker_pool_specs.disk_spec", "worker_pool_specs.machine_spec",
-    "psc_interface_config.dns_peering_configs.domain", "scheduling", "base_output_directory",
-    "tensorboard", "experiment",
-    "experiment_run", "models", "protected_artifact_location_id",
-}  # fmt: skip
-
-
 def fields_of(message: Any, path: str = "") -> set[str]:
     found: set[str] = set()
     for field in message.fields:
@@ -496,10 +474,22 @@ def fields_of(message: Any, path: str = "") -> set[str]:
 
 def test_each_field_of_a_job_is_held_by_a_lock_or_named_as_open() -> None:
     kind: Any = CustomJobSpec
-    of_google = fields_of(kind.pb(kind()).DESCRIPTOR)
-    unknown = {
-        field
-        for field in of_google - LOCKED
-        if not any(field == o or field.startswith(f"{o}.") for o in OPEN)
-    }
-    assert unknown == set()
+    assert fields_of(kind.pb(kind()).DESCRIPTOR) == HELD | OPEN
+    assert not HELD & OPEN
+
+
+def test_a_field_that_google_has_added_is_locked_in_secure_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_fields, "OPEN", OPEN - {"worker_pool_specs.disk_spec.boot_disk_size_gb"})
+    own, theirs = ({**pool(), "disk_spec": {"boot_disk_size_gb": size}} for size in (200, 900))
+    given = {**locks(secure_mode=True, images=["*"], commands=["*"], machine_types=["*"]), **block(own)}
+    (problem,) = refused(theirs, **given).values()
+    assert "disk_spec.boot_disk_size_gb: may not be set by a launch" in problem
+    assert launch(own, **given)
+    assert launch(theirs, **locks(images=["*"]))
+
+
+def test_each_option_of_how_a_launch_goes_into_its_job_is_named_in_the_documents() -> None:
+    """A new one has to be locked, or named among what the locks do not hold."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    (said,) = (line for line in text.splitlines() if line.startswith("What the locks do not hold:"))
+    assert [name for name in LAUNCH_KEYS if f"`{name}`" not in said] == []
