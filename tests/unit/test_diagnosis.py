@@ -364,3 +364,10 @@ def test_the_documents_automation_fires_on_its_categories_and_on_no_other():
     assert {category for category in Category if fires(category)} == {
         Category.CAPACITY, Category.QUOTA, Category.QUEUEING_TIMEOUT,
     }  # fmt: skip
+
+
+def test_of_a_long_message_only_the_beginning_is_read():
+    """Vertex AI's own words come first; a program may have written megabytes after them."""
+    said = "The replica workerpool0-0 exited with a non-zero status of 1."
+    assert diagnose(failed(f"{'x ' * 5_000}{said}")).category is Category.USER_CODE
+    assert diagnose(failed(f"{'x ' * 50_000}{said}")).category is Category.UNKNOWN
