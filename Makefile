@@ -27,7 +27,7 @@ test: $(STAMP)  ## the test suite; three processes keep two cores busy, as many 
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
 
 slow: $(STAMP)  ## the tests with real programs: the demo, workers, wandb, agents that are killed; some minutes
-	@$(BIN)/python -m pytest -m slow tests/chaos tests/end_to_end tests/simulation tests/sandbox tests/adapters --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m slow tests/chaos tests/end_to_end tests/simulation tests/sandbox tests/adapters tests/unit --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
 proof: $(STAMP)  ## more of what the tests prove: 20 kills of agents, and the simulation's gaps; some minutes
 	@$(BIN)/python -m pytest -m proof tests/chaos tests/simulation --numprocesses 3 --dist load $(PYTEST_ARGS)

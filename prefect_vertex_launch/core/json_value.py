@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Final, TypeAlias, TypeGuard, cast
+from typing import Any, Final, TypeAlias, TypeGuard
 
 from prefect_vertex_launch.core.errors import Problem
 
@@ -107,7 +107,7 @@ def json_problems(value: Any, *, where: str, root: str = "") -> tuple[Problem, .
     while todo:
         item, path, depth = todo.pop()
         size_bytes += _own_bytes(item)
-        if size_bytes <= MAX_SPEC_BYTES and (is_object(item) or is_list(item)):
+        if size_bytes <= MAX_SPEC_BYTES and (is_list(item) or is_object(item)):
             if item and depth >= MAX_SPEC_DEPTH:
                 return (_too_deep(where),)
             flaws, member_bytes = _look_into(item, path, depth, todo)
@@ -154,24 +154,24 @@ def _look_into(
 
 def _sound_bytes(value: Any) -> int:
     """Return the size of a value without members and flaws; 0 for any other, which is looked at by itself."""
-    kind = cast("type[object]", type(value))
-    if kind is str and "\0" not in value:
+    if type(value) is str and "\0" not in value:
         if value.isascii():
             return 2 + len(value)
         return _own_bytes(value) if is_unicode(value) else 0
-    if kind is int:
+    if type(value) is int:
         return 1 + bits * 3 // 10 if (bits := value.bit_length()) <= MAX_INTEGER_BITS else 0
-    if value is None or kind is bool or (kind is float and -math.inf < value < math.inf):
+    if value is None or type(value) is bool or (type(value) is float and -math.inf < value < math.inf):
         return 4
-    return 2 if (kind is list or kind is dict) and not value else 0
+    return 2 if type(value) in {list, dict} and not value else 0
 
 
 def _own_bytes(value: Any) -> int:
     """Return about how long `value` is as JSON, its members left out but what stands around them counted."""
-    if is_list(value):
-        return 2 + len(value)
-    if is_object(value):
-        return 2 + len(value) * (_KEY_BYTES + 2)
+    members: Any = value
+    if isinstance(value, list):
+        return 2 + len(members)
+    if isinstance(value, dict):
+        return 2 + len(members) * (_KEY_BYTES + 2)
     if isinstance(value, str):
         return 2 + (len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass")))
     if isinstance(value, int) and not isinstance(value, bool):

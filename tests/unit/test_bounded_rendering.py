@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from prefect_vertex_launch.core.errors import InvalidRunSpec, Permanent
-from tests.unit.rendered_launch import launch, pool, read_run_spec
+from prefect_vertex_launch.core.json_value import json_problems
+from prefect_vertex_launch.jobspec.config.queue_config import parse_queue_config
+from tests.unit.full_items import SHAPES, whole_way
+from tests.unit.rendered_launch import launch, pool, read_run_spec, refused
 
-KIB_480 = 470_000
-# About a second on a slow core.
-MAX_STEPS = 8_000_000
+# What takes the most takes four fifths of them: about a third of a second, a second on a slow core.
+MAX_STEPS = 2_000_000
 
 
 def steps(function: Callable[[], Any]) -> int:
@@ -35,22 +37,25 @@ def steps(function: Callable[[], Any]) -> int:
     return count
 
 
-SHAPES: dict[str, Callable[[], Any]] = {
-    "ranges": lambda: launch(run={"reserved_ip_ranges": ["A"] * (KIB_480 // 5)}),
-    "pools": lambda: launch(*[pool()] + [{}] * (KIB_480 // 5)),
-    "variables": lambda: launch(pool(env=[{}] * (KIB_480 // 4))),
-    "unknown keys": lambda: launch(spec={f"x{number}": 1 for number in range(KIB_480 // 12)}),
-    "unknown keys of a pool": lambda: launch({**pool(), **{f"x{n}": 1 for n in range(KIB_480 // 12)}}),
-    "template variables": lambda: read_run_spec(
-        template_variables={f"x{number}": 1 for number in range(KIB_480 // 14)}
-    ),
-    "labels": lambda: launch(spec={"labels": {f"k{number}": "" for number in range(KIB_480 // 14)}}),
-}
+# Those that take the most steps; `make slow` looks at all of them.
+MOST = {
+    ("args in another alphabet", True), ("run config of depth", False), ("unknown macros", True),
+    ("scheduler's args", False),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_steps_of_a_full_item(shape: str) -> None:
-    assert 0 < steps(SHAPES[shape]) < MAX_STEPS
+@pytest.mark.parametrize(
+    ("shape", "is_locked"),
+    [
+        pytest.param(name, is_locked, marks=[] if (name, is_locked) in MOST else [pytest.mark.slow])
+        for name in SHAPES
+        for is_locked in (False, True)
+    ],
+)
+def test_the_steps_of_a_full_item(shape: str, is_locked: bool) -> None:
+    payload = SHAPES[shape]()
+    assert not json_problems(payload, where="it is not too large")
+    assert 0 < steps(lambda: whole_way(payload, is_locked=is_locked)) < MAX_STEPS
 
 
 def test_a_sweeps_id_is_not_long() -> None:
@@ -88,3 +93,37 @@ def test_a_hundred_secrets_are_looked_for_in_all_texts_at_once() -> None:
     assert steps(rendering.redacted) < 100_000
     (seen,) = rendering.redacted()["job_spec"]["worker_pool_specs"]
     assert seen["container_spec"]["args"][:2] == ["a ********", "a"]
+
+
+def test_a_job_with_too_much_to_look_for_is_masked_as_a_whole() -> None:
+    env = [{"name": f"A_KEY_{number}", "value": f"secret-{number:03}"} for number in range(80)]
+    task = pool(env=env, args=["plain", "${author}" * 800])
+    rendering = launch(task, item={"author": "x" * 1_000})
+    (seen,) = rendering.redacted()["job_spec"]["worker_pool_specs"]
+    assert seen["container_spec"]["args"] == ["********"] * 2
+    assert {variable["value"] for variable in seen["container_spec"]["env"]} == {"********"}
+
+
+def mounts(count: int) -> dict[str, Any]:
+    return {**pool(), "nfs_mounts": [{"server": "s", "path": "/p", "mount_point": "m"}] * count}
+
+
+def test_a_list_has_at_most_a_hundred_entries() -> None:
+    """Vertex AI takes so many variables, and nobody has so many of anything else."""
+    ranges = [f"r{number}" for number in range(101)]
+    assert launch(mounts(100), run={"reserved_ip_ranges": ranges[:100]})
+    (mounted,) = refused(mounts(101)).values()
+    assert "nfs_mounts: a list of 101 (at most 100 may be in it). Remove some." in mounted
+    (ranged,) = refused(run={"reserved_ip_ranges": ranges}).values()
+    assert "reserved_ip_ranges: a list of 101 (at most 100 may be in it)" in ranged
+    (named,) = refused(pool(env=[{"name": f"A{number}"} for number in range(101)])).values()
+    assert "env: a list of 101 (at most 100 may be in it)" in named
+    (labelled,) = refused(spec={"labels": {f"a{number}": "" for number in range(65)}}).values()
+    assert "labels: 65 labels (a job has at most 64). Remove some." in labelled
+
+
+def test_a_long_machine_type_is_quoted_short() -> None:
+    pools = [{**pool(), "machine_spec": {"machine_type": "n" * 400_000}}]
+    spec = {"worker_pool_specs": pools, "staging_bucket": "gs://my-bucket"}
+    (warning,) = parse_queue_config({"spec": spec}).warnings
+    assert len(warning) < 300

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Self
 
 import pytest
+from google.api_core.exceptions import BadRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefect_vertex_launch.core.errors import Refused
+from prefect_vertex_launch.core.json_value import MAX_PROBLEMS
 from prefect_vertex_launch.jobspec.own_words import OwnWords
-from prefect_vertex_launch.jobspec.patterns import matches_with_gaps
+from prefect_vertex_launch.jobspec.patterns import command_line, matches_with_gaps
+from prefect_vertex_launch.vertex.errors import translated
 
 PLAIN = re.compile("[ab]*")
 parts = st.lists(st.text("ab c\n", max_size=3), min_size=1, max_size=5)
@@ -70,3 +75,18 @@ def test_a_command_with_macros_is_passed_over_once(word: str) -> None:
     counted = CountedText(word)
     assert own.has_command(("sh", counted)) is word.endswith("ab")
     assert counted.passed <= len(word)
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 400_000, "1." + " " * 400_000, "1.Field: " * 50_000, "1.Field: a; Message: b\t" * 20_000]
+)
+def test_the_errors_in_a_long_answer_of_vertex(text: str) -> None:
+    """The first one would take hours if each of its digits began a search to the end."""
+    error = translated(BadRequest(text), "job")
+    assert isinstance(error, Refused)
+    assert 1 <= len(error.problems) <= MAX_PROBLEMS
+
+
+def test_a_command_line_is_what_a_shell_is_given() -> None:
+    for words in ([], [""], ["a", ""], ["a b", "c"], ["python", "-m", "a/b:c,d=e.f@g%h+i"], ["ä"], ["a\n"]):
+        assert command_line(words) == shlex.join(words)
