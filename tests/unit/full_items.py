@@ -34,14 +34,16 @@ OWN = QueueDefaults(
 )
 
 
-def many(text: str, size_bytes: int = FULL) -> list[Any]:
+def many(text: str, size_bytes: int = 0) -> list[Any]:
     """Return as many of a text as fit."""
-    return [text] * (size_bytes // (len(text.encode()) + 3))
+    return [text] * ((size_bytes or FULL) // (len(text.encode()) + 3))
 
 
-def keys(value: Any = 1, prefix: str = "x", size_bytes: int = FULL) -> dict[str, Any]:
+def keys(value: Any = 1, prefix: str = "x", size_bytes: int = 0) -> dict[str, Any]:
     """Return as many different keys as fit."""
-    return {f"{prefix}{number}": value for number in range(size_bytes // (len(f"{prefix}{value}") + 10))}
+    return {
+        f"{prefix}{number}": value for number in range((size_bytes or FULL) // (len(f"{prefix}{value}") + 10))
+    }
 
 
 def variables(count: int, name: str = "A", value: str = "1") -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 from google.protobuf import json_format
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from prefect_vertex_launch.jobspec.overrides import Overrides
 from prefect_vertex_launch.jobspec.render import Rendering, render
 from prefect_vertex_launch.jobspec.run_spec import RunSpec, parse_run_spec
 from tests.json_fuzz import anything, leaf_places, macros, mild, mutated
+from tests.unit import full_items
 from tests.unit.sdk_job import CONTEXT, IMAGE, LOCATION, PROJECT, assert_equal, extras, runs, specs, tracking
 
 API_KEY, TOKEN = "c4nary-api-key-of-forty-characters-00000", "C4NARY token $(x) of the worker"
@@ -225,6 +227,23 @@ def test_a_good_configuration_with_something_wrong_in_it(config: Any) -> None:
 @given(mutated(st.just(RICH), macros, ("replace",), leaf_places))
 def test_macros_anywhere_in_a_good_configuration(config: Any) -> None:
     examine(config)
+
+
+def smaller_item(shape: str) -> Any:
+    """Return one of the items that are full of one thing, at a small part of its size."""
+    with patch.object(full_items, "FULL", full_items.FULL // 200):
+        return full_items.SHAPES[shape]()
+
+
+@settings(fuzz, max_examples=60)
+@given(
+    mutated(st.sampled_from(sorted(full_items.SHAPES)).map(smaller_item))
+    | st.sampled_from(sorted(full_items.SHAPES)).map(smaller_item)
+)
+def test_items_that_are_full_of_one_thing(payload: Any) -> None:
+    found = outcome(lambda: parse_run_spec(payload, item_id="item-1"), InvalidRunSpec)
+    if isinstance(found, RunSpec):
+        examine(found.resource_args, run_spec=found)
 
 
 NAMES = [(section, name) for section, arguments in ARGUMENTS.items() for name in arguments]
