@@ -87,7 +87,7 @@ class Adoption:
         return adopted
 
     async def _take_over(self, flow_run: FlowRun, item: QueueItem, looked: float) -> bool:
-        config = render.configuration(self._context, item)
+        config = await render.configuration(self._context, item)
         launch = self.launch_of(item, flow_run, config)
         await self._store.record_parents(flow_run, render.job_parents(self._context, config))
         slots = self._slots.of(is_scheduler=item.is_scheduler)

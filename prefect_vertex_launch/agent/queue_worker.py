@@ -244,7 +244,7 @@ class QueueWorker:
             # The answer to its creation was lost, and it was adopted since.
             return False
         labels = {} if item.is_scheduler else self._slots.jobs.labels_of(slot)
-        config = render.configuration(self.context, item)
+        config = await render.configuration(self.context, item)
         parents = render.job_parents(self.context, config)
         began = self._clock.monotonic()
         try:

@@ -44,7 +44,7 @@ async def next_item(context: QueueContext) -> AsyncIterator[Launch | None]:
                 yield None
                 return
             item = QueueItem.from_popped(popped)
-            config = render.configuration(context, item)
+            config = await render.configuration(context, item)
             launch = Launch(item, flow_run_id, context, api_key=popped.api_key, config=config)
             if item.is_scheduler:
                 await slots.release(slot)

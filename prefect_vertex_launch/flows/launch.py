@@ -275,7 +275,7 @@ async def _follow_job(launch: Launch) -> None:
 
 async def _resumed(context: QueueContext, item: QueueItem) -> Launch:
     """Return the launch of an item whose flow run a worker started, perhaps not for the first time."""
-    config = rendering.configuration(context, item)
+    config = await rendering.configuration(context, item)
     labels = await _labels(context, config)
     resumed = Launch(
         item,

@@ -43,7 +43,7 @@ async def cancel_jobs_of(context: QueueContext, item: QueueItem, parents: Iterab
     `parents` are `projects/…/locations/…` each. Returns whether the item has any job. Raises LaunchError when
     Vertex AI cannot be asked.
     """
-    own = render.job_parents(context, render.configuration(context, item))
+    own = render.job_parents(context, await render.configuration(context, item))
     jobs = list(await context.regions.jobs_of(item.item_id, own | frozenset(parents)))
     if item.job_name is not None:
         jobs.append(await (await context.regions.of(item.job_name)).jobs.get(item.job_name))

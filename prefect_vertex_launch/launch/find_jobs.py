@@ -127,7 +127,7 @@ async def find_left_job(launch: Launch) -> JobRecord | None:
         return None  # it never could be launched
     launch.run = launch.run or run_of(item.require_spec(), item.item_id)
     launch.locations = launch.locations or tuple(
-        render.locations(context, render.configuration(context, item))
+        render.locations(context, await render.configuration(context, item))
     )
     return await find(launch) or await find_later(launch, LAST_LOOKS_SECONDS)
 

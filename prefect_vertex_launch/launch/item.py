@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +17,8 @@ from prefect_vertex_launch.jobspec.withheld import Withheld
 from prefect_vertex_launch.wandb.queue import PoppedItem, RunPath
 
 MAX_TITLE_CHARACTERS = 200
+# With some hundred variables, labels and arguments a run spec has a tenth of it.
+LARGE_CHARACTERS: Final = 64 * 1024
 
 
 class QueueItem(BaseModel):
@@ -104,6 +107,11 @@ class QueueItem(BaseModel):
             return parse_run_spec(self.payload, item_id=self.item_id)
         except Exception:  # noqa: BLE001 - who needs the run spec asks by `require_spec`, and is told
             return None
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether the run spec is larger than nearly all are."""
+        return len(json.dumps(self.payload)) > LARGE_CHARACTERS
 
     def require_spec(self) -> RunSpec:
         """Return the run spec as a typed value. Raises InvalidRunSpec with everything that is wrong."""

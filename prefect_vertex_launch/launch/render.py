@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+from prefect_vertex_launch.core.child_process import CHILD_SECONDS, ChildEnded, run_in_child
 from prefect_vertex_launch.core.errors import AuthenticationFailed, InvalidRunSpec, Permanent, Problem
 from prefect_vertex_launch.jobspec.config.queue_config import QueueConfig, parse_queue_config
 from prefect_vertex_launch.jobspec.context import LaunchContext
@@ -18,6 +20,9 @@ from prefect_vertex_launch.launch.launch import Launch, Prepared
 from prefect_vertex_launch.launch.notify import warn
 from prefect_vertex_launch.launch.queue_context import QueueContext
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
 
 async def render(launch: Launch) -> dict[str, Any]:
     """Make the CustomJob of the launch's current attempt; return it without its secrets.
@@ -28,31 +33,31 @@ async def render(launch: Launch) -> dict[str, Any]:
     if launch.item.job_name is not None or launch.job is not None:
         return {}
     prepared = await _prepare(launch)
-    rendering = rendering_of(launch)
+    rendering = await rendering_of(launch)
     launch.secrets.add(*rendering.secrets)
     if warnings := (*prepared.config.warnings, *rendering.warnings):
         await warn(launch, "\n".join(warnings))
     return rendering.redacted(launch.secrets.values)
 
 
-def rendering_of(launch: Launch) -> Rendering:
+async def rendering_of(launch: Launch) -> Rendering:
     """Return the job of the launch's current attempt, always the same one.
 
-    Raises InvalidQueueConfig with everything that is wrong.
+    Raises InvalidQueueConfig with everything that is wrong, InvalidRunSpec when the item takes too long.
     """
     assert launch.prepared is not None
     renderings = launch.prepared.renderings
     if launch.attempt not in renderings:
-        renderings[launch.attempt] = _rendered(launch, launch.prepared)
+        renderings[launch.attempt] = await _rendered(launch, launch.prepared)
     return renderings[launch.attempt]
 
 
-def configuration(context: QueueContext, item: QueueItem) -> QueueConfig | None:
+async def configuration(context: QueueContext, item: QueueItem) -> QueueConfig | None:
     """Return what the queue and an item say about the item's jobs; None if that is refused."""
     if item.spec is None:
         return None
     try:
-        return _parsed(context, item.spec)
+        return await _parsed(context, item, item.spec)
     except Exception:  # noqa: BLE001 - the step that renders the job says what is wrong
         return None
 
@@ -76,7 +81,7 @@ async def _prepare(launch: Launch) -> Prepared:
         await _complete(launch)
     await _check_entities(launch)
     spec = launch.item.require_spec()
-    config, launch.config = launch.config or _parsed(launch.context, spec), None
+    config, launch.config = launch.config or await _parsed(launch.context, launch.item, spec), None
     launch.locations = tuple(locations(launch.context, config))
     launch.plans = len(launch.locations)
     launch.prepared = Prepared(spec, config, await _image(launch, spec))
@@ -120,11 +125,13 @@ async def _complete(launch: Launch) -> None:
     launch.complete(QueueItem.from_popped(popped), popped.api_key)
 
 
-def _rendered(launch: Launch, prepared: Prepared) -> Rendering:
+async def _rendered(launch: Launch, prepared: Prepared) -> Rendering:
     block, spec = launch.context.block, prepared.spec
     assert launch.run is not None
     endpoint = block.wandb_credentials.endpoint()
-    return render_job(
+    return await _bounded(
+        launch.item,
+        render_job,
         spec,
         prepared.config.plan(launch.attempt.plan),
         LaunchContext(
@@ -148,13 +155,33 @@ def _rendered(launch: Launch, prepared: Prepared) -> Rendering:
     )
 
 
-def _parsed(context: QueueContext, spec: RunSpec) -> QueueConfig:
+async def _parsed(context: QueueContext, item: QueueItem, spec: RunSpec) -> QueueConfig:
     defaults = context.block.defaults()
     if not spec.is_scheduler:
-        return parse_queue_config(
-            spec.resource_args, defaults=defaults, where=f"resource_args.{spec.resource}"
-        )
-    return parse_queue_config(scheduler_resource_args(spec, defaults), where="the sweep scheduler's job")
+        where = f"resource_args.{spec.resource}"
+        return await _bounded(item, parse_queue_config, spec.resource_args, defaults=defaults, where=where)
+    arguments, where = scheduler_resource_args(spec, defaults), "the sweep scheduler's job"
+    return await _bounded(item, parse_queue_config, arguments, where=where)
+
+
+async def _bounded(item: QueueItem, function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Return what `function` makes of an item, of a large one in a child process.
+
+    Raises InvalidRunSpec when it is not done within half a minute, so that no item holds up another one.
+    """
+    if not item.is_large:
+        return function(*args, **named)
+    try:
+        return await run_in_child(function, CHILD_SECONDS, *args, **named)
+    except ChildEnded as error:
+        raise InvalidRunSpec(
+            Problem(
+                f"item {item.item_id}",
+                f"cannot be made into a job: {error}",
+                "an item may not hold up the others, and the largest one takes about a second",
+                "Make it smaller: put large inputs into a W&B artifact or a bucket and pass their names.",
+            )
+        ) from error
 
 
 async def _image(launch: Launch, spec: RunSpec) -> LaunchImage:

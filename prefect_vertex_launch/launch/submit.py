@@ -117,7 +117,7 @@ async def _create(launch: Launch) -> JobRecord:
 
 async def _create_attempt(launch: Launch) -> JobRecord | None:
     """Return the job of the current attempt; None if the attempt has become another one meanwhile."""
-    attempt, rendering = launch.attempt, rendering_of(launch)
+    attempt, rendering = launch.attempt, await rendering_of(launch)
     if launch.may_have_job and not launch.may_have_duplicate:
         await _expect_duplicate(launch)
     region = await launch.context.regions.at(rendering.parent.rsplit("/", 1)[-1])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from wandb.sdk.launch.agent.config import AgentConfig
 
+from prefect_vertex_launch.core import child_process
 from tests.unit.named_tests import ROOT, functions_of
 
 DOCUMENT = ROOT / "docs" / "compared-with-wandb-agent.md"
@@ -110,6 +111,16 @@ STARTS_A_PROCESS = {
 def test_nothing_of_an_item_can_become_a_process_here():
     """Neither a program nor code can be started by anything that a launch goes through."""
     found = {path.name: used_names(path) & STARTS_A_PROCESS for path in modules_of_a_launch()}
+    # It runs one program, our own, which is the same whatever the item is.
+    assert found.pop("child_process.py") == {"create_subprocess_exec"}
+    assert child_process._PROGRAM == "from prefect_vertex_launch.core.child_process import main; main()"
+    text = (ROOT / "prefect_vertex_launch/core/child_process.py").read_text()
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.create_subprocess_exec"
+    ]
+    assert [ast.unparse(argument) for argument in call.args] == ["sys.executable", "'-P'", "'-c'", "_PROGRAM"]
     assert {name: used for name, used in found.items() if used} == {}
     assert len(found) > 50
 
