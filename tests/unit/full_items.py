@@ -221,8 +221,8 @@ SHAPES: dict[str, Callable[[], dict[str, Any]]] = {
         {**pool(), "nfs_mounts": [{"server": "s", "path": "/", "mount_point": "m"}] * (FULL // 50)}
     ),
     "other mounts": lambda: item({**pool(), "lustre_mounts": [{"mount_point": "m"}] * (FULL // 22)}),
-    "labels": lambda: item(spec={"labels": keys("")}),
-    "labels in form": lambda: item(spec={"labels": keys("A", "K")}),
+    "labels": lambda: item(spec={"labels": keys("", size_bytes=FULL * 9 // 10)}),
+    "labels in form": lambda: item(spec={"labels": keys("A", "K", size_bytes=FULL * 9 // 10)}),
     "a long label": lambda: item(spec={"labels": {"k": "Ä" * (FULL // 2)}}),
     "a long label's key": lambda: item(spec={"labels": {"ä" * (FULL // 2): ""}}),
     "labels that are no texts": lambda: item(spec={"labels": keys([], size_bytes=FULL * 9 // 10)}),

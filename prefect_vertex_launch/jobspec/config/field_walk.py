@@ -21,8 +21,9 @@ _INTEGER_BITS: Final = {FieldDescriptor.CPPTYPE_INT32: 32, FieldDescriptor.CPPTY
 # Larger than any number of replicas, bytes or seconds; int() of longer text may raise.
 _MAX_DIGITS: Final = 20
 _TEXT_TYPES: Final = (str, MacroText)
-# Vertex AI's limit for the variables of a task, and more than anybody has of mounts, ranges or models.
-MAX_ITEMS: Final = 100
+# Vertex AI has a limit for the variables of a task, and none for mounts, ranges or models.
+MAX_VARIABLES: Final = 100
+MAX_ITEMS: Final = 1_000
 
 
 def descriptor_of(message: Any) -> Descriptor:
@@ -85,7 +86,7 @@ class FieldWalk:
             return []
         if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             return self.texts(value, path)
-        items = self.not_too_many(value, path)
+        items = self.not_too_many(value, path, MAX_VARIABLES if field.name == "env" else MAX_ITEMS)
         return [self._single(field, item, at(path, index)) for index, item in enumerate(items)]
 
     def _single(self, field: FieldDescriptor, value: Any, path: str) -> Any:
@@ -162,13 +163,13 @@ class FieldWalk:
             return None
         return value
 
-    def not_too_many(self, items: list[Any], path: str) -> list[Any]:
+    def not_too_many(self, items: list[Any], path: str, most: int = MAX_ITEMS) -> list[Any]:
         """Return a list, or its beginning if it is longer than any that Vertex AI or a person has."""
-        if len(items) > MAX_ITEMS:
+        if len(items) > most:
             self.findings.refuse(
-                path, f"a list of {len(items)}", f"at most {MAX_ITEMS} may be in it", "Remove some."
+                path, f"a list of {len(items)}", f"at most {most:,} may be in it", "Remove some."
             )
-        return items[:MAX_ITEMS]
+        return items[:most]
 
     def texts(self, items: list[Any], path: str) -> list[Any]:
         """Return a list of strings, each as `text` returns it."""
