@@ -147,6 +147,7 @@ async def test_a_refused_item_that_wandb_does_not_take_back_keeps_no_slot(queue:
     assert {queue.item(bad).state, queue.item(good).state} == {"FAILED"}
 
 
+@pytest.mark.slow
 async def test_the_queueing_timeout_bounds_the_wait_for_a_quota(sandbox: Sandbox, prefect_api: PrefectServer):
     queue = LaunchQueue(sandbox)
     await queue.create(queueing_timeout_seconds=1.0)

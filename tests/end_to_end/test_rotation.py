@@ -110,6 +110,7 @@ async def test_limits_and_locks_that_are_changed_hold_from_then_on(
     await stopped(queue, running)
 
 
+@pytest.mark.slow
 async def test_a_limit_that_a_person_has_changed_stays_until_the_block_changes(queue: LaunchQueue):
     async def served() -> int:
         queue.push("sandbox/no-wandb")

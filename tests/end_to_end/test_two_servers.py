@@ -36,6 +36,7 @@ async def drain(block_name: str) -> None:
     assert state.is_completed()
 
 
+@pytest.mark.slow
 async def test_each_server_s_item_gets_a_job_and_a_launch_of_its_own(
     queues: tuple[LaunchQueue, LaunchQueue], tmp_path: Path
 ) -> None:

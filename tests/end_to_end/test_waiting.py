@@ -119,7 +119,7 @@ async def test_jobs_that_wait_too_long_are_tried_elsewhere_or_given_up(queue: La
         assert (state.name, state.is_failed()) == ("TimedOut", True)
 
 
-@pytest.mark.parametrize("hours", [2, -2])
+@pytest.mark.parametrize("hours", [2, pytest.param(-2, marks=pytest.mark.slow)])
 async def test_a_clock_that_is_hours_off_ends_no_job(
     queue: LaunchQueue, hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,11 @@ from tests.simulation.simulate import Change, play, simulate, sit_out
 from tests.simulation.violation import Violation, require
 from tests.simulation.world import Crash, Moment
 
-FAILURES: list[Callable[[], Any]] = [
+FAILURES: list[Any] = [
     partial(simulate, 3, items=5),
     partial(play, (Script(ends=(End.PREEMPTION, End.SUCCESS), run_seconds=900.0),)),
     partial(play, SCRIPTS["happy"], crash=Crash(9, Moment.UNANSWERED), lag_seconds=2.0, change=Change.REGION),
-    partial(sit_out, ["vertex"], Loss.KEY, 0.1),
+    pytest.param(partial(sit_out, ["vertex"], Loss.KEY, 0.1), marks=pytest.mark.slow),
 ]
 
 

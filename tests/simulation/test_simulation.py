@@ -34,7 +34,7 @@ def test_a_job_is_seen_through_although_the_queue_was_changed_since(change: Chan
     assert {result.jobs for result in results} == ({1} if change is Change.REGION else {0, 1})
 
 
-@pytest.mark.parametrize("name", ["happy", "stopped at W&B"])
+@pytest.mark.parametrize("name", ["happy", pytest.param("stopped at W&B", marks=pytest.mark.slow)])
 def test_a_duplicate_that_comes_to_light_late_is_found_and_no_end_is_taken_for_the_launch_s(
     name: str,
 ) -> None:
