@@ -16,6 +16,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ COMMAND_NOT_RUN = 127  # as a shell has it
 PAUSES_SECONDS = (1, 2, 4, 8)
 CALL_SECONDS = 60
 PROGRAM_SECONDS = 3600
+# For all of it: whoever sends a byte now and then keeps a call alive.
+START_SECONDS = 4 * 3600
 # The others of git run any program (ext) or read from where nobody writes (fd).
 TRANSPORTS = "file:git:http:https:ssh"
 # What comes of an answer, or of a name in it, that is not what it should be.
@@ -63,6 +66,8 @@ class StayHome(urllib.request.HTTPRedirectHandler):
 
 def main(command: list[str]) -> NoReturn:
     """Make ready what is asked for and become the command."""
+    signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(START_SECONDS)
     try:
         if os.environ.get("WANDB_API_KEY_SECRET"):
             os.environ["WANDB_API_KEY"] = read_secret(os.environ["WANDB_API_KEY_SECRET"])
@@ -72,12 +77,19 @@ def main(command: list[str]) -> NoReturn:
         stop(str(reason), NOT_READY)
     except Exception as error:  # noqa: BLE001 - the log of a container is no place for a traceback
         stop(f"the container cannot be made ready: {type(error).__name__}: {error}", NOT_READY)
+    signal.alarm(0)  # it would end the command
     try:
         os.execvp(command[0], command)  # noqa: S606 - the container's own command
     except OSError as error:
         stop(f"{command[0]} cannot be run: {error.strerror}", COMMAND_NOT_RUN)
     except (ValueError, IndexError):
         stop("there is no command to be run", COMMAND_NOT_RUN)
+
+
+def too_late(*_: object) -> NoReturn:
+    """End the container at once, whatever its threads wait for."""
+    os.write(2, b"vertex-launch: the container is not ready after %d seconds\n" % START_SECONDS)
+    os._exit(NOT_READY)
 
 
 def stop(reason: str, exit_code: int) -> NoReturn:

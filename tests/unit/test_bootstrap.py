@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import http.server
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,6 +324,32 @@ def test_a_git_server_that_says_nothing_is_not_waited_for(tmp_path) -> None:
         done = start(tmp_path, "echo", "it ran", text=text, VERTEX_LAUNCH_CODE=code)
     assert (done.returncode, done.stdout) == (78, "")
     assert "git clone has not ended after 1 seconds" in done.stderr
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(tmp_path) -> None:
+    text = start_program().replace("START_SECONDS = 4 * 3600", "START_SECONDS = 2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        code = json.dumps({"job": "j", "artifact": "a"})
+        done = start(
+            tmp_path, "echo", "it ran", text=text, VERTEX_LAUNCH_CODE=code, WANDB_BASE_URL=url, no_proxy="*"
+        )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == "vertex-launch: the container is not ready after 2 seconds\n"
+
+
+def drip(server: socket.socket) -> None:
+    with contextlib.suppress(OSError), server.accept()[0] as connection:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            connection.sendall(b" ")
+            time.sleep(0.05)
+
+
+def test_the_time_to_get_ready_is_not_the_command_s(tmp_path) -> None:
+    left = "import signal; print(signal.alarm(0))"
+    assert start(tmp_path, sys.executable, "-c", left).stdout == "0\n"
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
