@@ -38,5 +38,5 @@ async def in_background(work: Callable[[], Awaitable[None]], name: str, clock: C
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        # Not `await task`: whoever is cancelled here as well would take its own end for the task's.
+        await asyncio.wait({task})

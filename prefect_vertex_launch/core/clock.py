@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections.abc import Coroutine, Iterable
@@ -71,8 +70,8 @@ async def unless_any(work: Coroutine[Any, Any, T], *events: asyncio.Event) -> T 
         return task.result() if task.done() else None
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        # Not `await task`: whoever is cancelled here as well would take its own end for the work's.
+        await asyncio.wait({task})
 
 
 async def _done(task: asyncio.Task[Any]) -> None:
